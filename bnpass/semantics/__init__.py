@@ -1,1 +1,1 @@
-
+"""What batch normalization means, in NumPy: no graph, no ONNX."""

@@ -1,0 +1,129 @@
+"""Questions to an onnx_ir graph, and the few edits that folding makes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """A model's main graph with all its subgraphs, or the body of one model-local function.
+
+    Attributes:
+        graph: The outermost graph of the scope.
+        opset: Version of the default ONNX domain in force.
+        is_function: Functions hold no initializers: constants there are Constant nodes.
+        has_defaults: From IR 4 on an initializer that is also an input is a default that callers may override.
+    """
+
+    graph: ir.Graph
+    opset: int
+    is_function: bool
+    has_defaults: bool
+
+
+def scopes(model: ir.Model) -> Iterator[Scope]:
+    """Yield the main graph, then every function, in a fixed order."""
+    yield Scope(model.graph, model.opset_imports.get("", 1), False, model.ir_version >= 4)
+    for function in model.functions.values():
+        opset = function.opset_imports.get("", model.opset_imports.get("", 1))
+        yield Scope(function.graph, opset, True, True)
+
+
+def label(node: ir.Node) -> str:
+    """Return how a node is addressed: its name, or its first output if it has none."""
+    if node.name:
+        return node.name
+    return next((v.name for v in node.outputs if v.name), node.op_type)
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Whether the node is one of these ops of the default domain."""
+    return node.domain == "" and node.op_type in op_types
+
+
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input; None where it is left out, spelled ``""`` or not."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def blocked_use(value: ir.Value) -> Refusal | None:
+    """Return why ``value`` cannot change its meaning, or None if exactly one node reads it."""
+    producer = value.producer()
+    where = label(producer) if producer is not None else str(value.name)
+    if value.is_graph_output():
+        return Refusal(
+            RefusalId.PRODUCER_IS_GRAPH_OUTPUT,
+            where,
+            f"'{value.name}' is an output of the graph, so its value must stay as it is",
+        )
+    if len(value.uses()) > 1:
+        others = ", ".join(sorted({f"{u.node.op_type} '{label(u.node)}'" for u in value.uses()}))
+        return Refusal(
+            RefusalId.PRODUCER_USED_ELSEWHERE,
+            where,
+            f"'{value.name}' is read {len(value.uses())} times ({others}), and not all may see the affine",
+        )
+    return None
+
+
+def bypass(node: ir.Node, data: ir.Value) -> None:
+    """Remove a node: who read its first output reads ``data`` instead; graph output names stay."""
+    result = node.outputs[0]
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"node '{label(node)}' is in no graph")
+    if result.is_graph_output():
+        name, shape, kind = result.name, result.shape, result.type
+        result.replace_all_uses_with(data, replace_graph_outputs=True)
+        result.name = None
+        data.name = name
+        if shape is not None:
+            data.shape = shape
+        if kind is not None:
+            data.type = kind
+    else:
+        result.replace_all_uses_with(data)
+    remove(node)
+
+
+def remove(node: ir.Node) -> None:
+    """Take a node out of its graph, with whatever was there for it alone."""
+    inputs = [v for v in node.inputs if v is not None]
+    if node.graph is None:
+        raise ValueError(f"node '{label(node)}' is in no graph")
+    node.graph.remove(node, safe=True)
+    for value in dict.fromkeys(inputs):
+        discard(value)
+
+
+def discard(value: ir.Value) -> None:
+    """Delete a constant that nobody reads any more, and the nodes that made it."""
+    if value.uses() or value.is_graph_output():
+        return
+    graph = value.graph
+    if value.is_initializer() and graph is not None and value.name is not None:
+        if value.is_graph_input():
+            graph.inputs.remove(value)
+        graph.initializers.pop(value.name)
+        return
+    producer = value.producer()
+    if (
+        producer is not None
+        and producer.graph is not None
+        and not any(v.uses() or v.is_graph_output() for v in producer.outputs)
+    ):
+        remove(producer)
+
+
+def replace_input(node: ir.Node, index: int, value: ir.Value) -> None:
+    """Put ``value`` into an input slot, growing the node where needed, and drop the old constant if it is orphaned."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    node.replace_input_with(index, value)
+    if old is not None and old is not value:
+        discard(old)

@@ -1,0 +1,165 @@
+"""Local check of the way: the nodes as they stand against one affine at the other end of their layout ops.
+
+An affine is read off constants and carried through layout ops by reasoning about axes. Here the very nodes are
+run on random numbers, in float64 and by ONNX's definition of each op, and compared with that reasoning.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId, VerificationError
+from bnpass.fold.constants import Constant, broadcast_operand, find_float, rearrange
+from bnpass.fold.graph import Scope, label
+from bnpass.fold.recognize import epsilon, is_batch_norm
+from bnpass.fold.rules import CARRIERS
+from bnpass.fold.shapes import Shapes
+from bnpass.semantics.affine import Affine, Array
+
+MAX_ELEMENTS = 1 << 24
+"""Largest activation to run a way on; 128 MiB in float64."""
+
+TOLERANCE = 2.0**-44
+"""Permitted deviation, relative to the sum of magnitudes of each element: both sides are computed in float64."""
+
+_OPERATIONS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A run of nodes, some of them affines, the others layout ops.
+
+    Attributes:
+        nodes: In order, each reading the one before.
+        affines: Those of them that are affines.
+        start: What the first one reads.
+        hint: An affine of ``start``: its lengths tell those of the axes that matter.
+    """
+
+    nodes: Sequence[ir.Node]
+    affines: frozenset[ir.Node]
+    start: ir.Value
+    hint: Affine
+
+
+def check_way(
+    way: Way,
+    scope: Scope,
+    shapes: Shapes,
+    *,
+    at_start: Affine | None = None,
+    at_end: Affine | None = None,
+    tolerance: float = TOLERANCE,
+) -> Refusal | None:
+    """Run a way as it is, and once more without its affines but with those given at its ends.
+
+    Returns:
+        None if both agree; a Refusal if the shapes are not known well enough to run it.
+
+    Raises:
+        VerificationError: They differ, which is a bug in bnpass.
+    """
+    for shape in _candidates(way, scope, shapes):
+        x = np.random.default_rng(0).standard_normal(shape)
+        try:
+            before = _run(way.nodes, x, way.affines, scope, shapes)
+            reach = _run(way.nodes, np.abs(x), way.affines, scope, shapes, magnitude=True)
+            moved = _run(way.nodes, _apply(at_start, x), None, scope, shapes)
+        except ValueError:  # a reshape that this guess of the unknown dimensions does not fit
+            continue
+        _compare(way, before, _apply(at_end, moved), reach, tolerance)
+        return None
+    return Refusal(
+        RefusalId.AXIS_NOT_PROVABLE,
+        label(way.nodes[0]),
+        f"the way from '{way.start.name}' cannot be tried on numbers: its shapes are not known or too large",
+    )
+
+
+def _apply(affine: Affine | None, x: Array) -> Array:
+    if affine is None:
+        return x
+    return np.asarray(x * affine.scale.astype(np.float64) + affine.shift.astype(np.float64))
+
+
+def _compare(way: Way, before: Array, moved: Array, reach: Array, tolerance: float) -> None:
+    if before.shape == moved.shape and bool((np.abs(before - moved) <= tolerance * reach).all()):
+        return
+    raise VerificationError(
+        f"local check failed between '{label(way.nodes[0])}' and '{label(way.nodes[-1])}': the nodes and the affine "
+        "they were taken for differ; nothing was written, please report this"
+    )
+
+
+def _candidates(way: Way, scope: Scope, shapes: Shapes) -> Iterator[tuple[int, ...]]:
+    """Yield shapes to try: small where only axes matter, true ones where a reshape counts elements."""
+    dims = shapes.dims(way.start, scope)
+    lengths = np.broadcast_shapes(way.hint.scale.shape, way.hint.shift.shape)
+    if dims is None:
+        yield from ((2,) * rank for rank in range(1, 6))
+        return
+    lengths = lengths or (1,) * len(dims)
+    counts = any(n.op_type in ("Reshape", "Flatten") for n in way.nodes)
+    for unknown in (2, 1):
+        shape = tuple(
+            length if length != 1 else d if isinstance(d, int) and (counts or d == 1) else unknown
+            for d, length in zip(dims, lengths, strict=True)
+        )
+        if math.prod(shape) <= MAX_ELEMENTS:
+            yield shape
+
+
+def _run(
+    nodes: Sequence[ir.Node],
+    x: Array,
+    affines: frozenset[ir.Node] | None,
+    scope: Scope,
+    shapes: Shapes,
+    *,
+    magnitude: bool = False,
+) -> Array:
+    """Run layout ops, and those affine nodes that are given: on numbers, or on sums of magnitudes."""
+    for node in nodes:
+        if affines is not None and node in affines:
+            x = _run_affine(node, x, scope, magnitude=magnitude)
+        elif node.op_type in CARRIERS:
+            x = _run_layout(node, x, scope, shapes)
+    return x
+
+
+def _run_layout(node: ir.Node, x: Array, scope: Scope, shapes: Shapes) -> Array:
+    result = rearrange(node, x, scope)
+    if result is not None:
+        return result
+    dims = shapes.dims(node.outputs[0], scope) or ()
+    return x.reshape([d if isinstance(d, int) else -1 for d in dims])
+
+
+def _run_affine(node: ir.Node, x: Array, scope: Scope, *, magnitude: bool) -> Array:
+    if is_batch_norm(node):
+        scale, B, mean, var = (_numbers(v, scope) for v in node.inputs[1:5])
+        axis = node.attributes.get_int("axis", -1) if node.domain == "bnpass" else 1
+        along = np.moveaxis(x, axis, -1)
+        deviation = np.sqrt(var + epsilon(node))
+        if magnitude:
+            result = (along + np.abs(mean)) / deviation * np.abs(scale) + np.abs(B)
+        else:
+            result = (along - mean) / deviation * scale + B
+        return np.moveaxis(result, -1, axis)
+    if node.op_type == "Neg":
+        return x if magnitude else -x
+    first, second = (_numbers(v, scope) for v in node.inputs)
+    left = x if first is None else first
+    right = x if second is None else broadcast_operand(node, second, x.ndim, scope)
+    if not magnitude:
+        return np.asarray(_OPERATIONS[node.op_type](left, right))
+    operation = np.add if node.op_type == "Sub" else _OPERATIONS[node.op_type]
+    return np.asarray(operation(np.abs(left), np.abs(right)))
+
+
+def _numbers(value: ir.Value | None, scope: Scope) -> Array | None:
+    found = find_float(value, scope)
+    return found.array().astype(np.float64) if isinstance(found, Constant) else None

@@ -1,0 +1,1 @@
+"""What tests share: models from text, and how to look at them."""
