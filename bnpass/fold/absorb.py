@@ -13,7 +13,7 @@ from bnpass.errors import Refusal, RefusalId
 from bnpass.fold.graph import label
 from bnpass.fold.linear import Linear, refuse
 from bnpass.fold.linear_check import LinearCheck
-from bnpass.semantics.affine import Affine, Array, WeightFold, finfo, identity, round_once, wide
+from bnpass.semantics.affine import Affine, Array, WeightFold, identity, limits_of, round_once, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Absorption:
         """Return the new weight, to be computed when it is written."""
         weight = self.linear.weight
 
-        def compute() -> ir.Tensor:
+        def compute() -> ir.TensorProtocol:
             with weight.reading() as numbers:
                 return ir.Tensor(self.fold.weight(numbers), dtype=weight.dtype)
 
@@ -167,9 +167,9 @@ def _overflow(linear: Linear, what: str) -> Refusal:
 
 def _lost(absorption: Absorption, weight: Array, check: LinearCheck) -> Refusal | None:
     """Refuse if a whole output channel would sink into subnormal numbers and lose its digits there."""
-    fold, limits = absorption.fold, finfo(absorption.fold.dtype)
+    fold, limits = absorption.fold, limits_of(absorption.fold.dtype)
     peak = check.channel_peak
-    if not ((peak < float(limits.smallest_normal)) & (fold.out.scale != 0)).any():
+    if not ((peak < limits.smallest_normal) & (fold.out.scale != 0)).any():
         return None
     layout = fold.layout
     summed = tuple(a for a in range(len(layout.view)) if a not in layout.out_axes)
@@ -180,7 +180,7 @@ def _lost(absorption: Absorption, weight: Array, check: LinearCheck) -> Refusal 
         gap = np.abs(rounded.astype(np.float64) - exact)
         exact_peak[here] = np.maximum(exact_peak[here], np.abs(exact).max(axis=summed, keepdims=True))
         error[here] = np.maximum(error[here], gap.max(axis=summed, keepdims=True))
-    lost = error > float(limits.eps) * exact_peak
+    lost = error > limits.eps * exact_peak
     if not lost.any():
         return None
     return refuse(

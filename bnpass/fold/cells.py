@@ -72,9 +72,7 @@ def carry_back(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: S
     return affine
 
 
-def build(
-    order: Sequence[ir.Node], sites: Mapping[ir.Node, Site], scope: Scope, shapes: Shapes
-) -> list[Cell]:
+def build(order: Sequence[ir.Node], sites: Mapping[ir.Node, Site], scope: Scope, shapes: Shapes) -> list[Cell]:
     """Return the cells of a scope, in topological order of their first nodes."""
     cells: list[Cell] = []
     taken: set[ir.Node] = set()

@@ -107,7 +107,11 @@ def find(value: ir.Value, scope: Scope, depth: int = 0) -> Constant | Refusal:
             return _rearranged(value, node, scope, depth)
         if is_standard(node, *_ARITHMETIC):
             return _computed(value, node, scope, depth)
-    except (ValueError, IndexError, TypeError) as error:  # arguments that do not fit the shape of the constant
+    except (
+        ValueError,
+        IndexError,
+        TypeError,
+    ) as error:  # arguments that do not fit the shape of the constant
         return _not_constant(value, f"{node.op_type} '{label(node)}' cannot be evaluated ({error})")
     return _not_constant(value, f"'{value.name}' is computed by {node.op_type} '{label(node)}'")
 
@@ -141,7 +145,7 @@ def _not_constant(value: ir.Value, why: str) -> Refusal:
 
 
 def _constant(value: ir.Value, tensor: ir.TensorProtocol) -> Constant:
-    return Constant(value, tensor.dtype, tuple(int(d) for d in tensor.shape), tensor)
+    return Constant(value, tensor.dtype, tuple(tensor.shape.numpy()), tensor)
 
 
 def _of_array(value: ir.Value, dtype: ir.DataType, array: Array) -> Constant:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bnpass.errors import VerificationError
 from bnpass.fold.graph import label
-from bnpass.semantics.affine import Affine, Array, finfo, wide
+from bnpass.semantics.affine import Affine, Array, limits_of, wide
 
 TINY = 1e-300
 """Keeps 0/0 out of the ratio of two exact zeros."""
@@ -149,11 +149,11 @@ class LinearCheck:
         )
         before = scale * (gain * y_old + b_old) + shift
         after = gain * y_new + b_new
-        limits = finfo(self._dtype)
-        rounding = float(limits.eps) / 2 * (abs(gain) * magnitude + np.abs(b_new))
-        underflow = float(limits.smallest_subnormal) * self._columns * self._rows / max(1, y_new.shape[0])
+        limits = limits_of(self._dtype)
+        rounding = limits.eps / 2 * (abs(gain) * magnitude + np.abs(b_new))
+        underflow = limits.smallest_subnormal * self._columns * self._rows / max(1, y_new.shape[0])
         reach = abs(gain) * (magnitude + np.abs(scale) * reach) + np.abs(scale * b_old) + np.abs(shift) + np.abs(b_new)
-        noise = float(finfo(self._kind).eps) * (64 + math.sqrt(self._columns * self._rows)) * reach
+        noise = limits_of(self._kind).eps * (64 + math.sqrt(self._columns * self._rows)) * reach
         ratio = float(np.max(np.abs(after - before) / (1.01 * rounding + underflow + noise + TINY), initial=0.0))
         if not ratio <= 1 or not self._gaps_agree(b_old, b_new):
             raise VerificationError(

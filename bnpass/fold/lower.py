@@ -13,7 +13,7 @@ from bnpass.fold.constants import Constant, find_float
 from bnpass.fold.graph import Scope, bypass, label
 from bnpass.fold.recognize import Site, epsilon
 from bnpass.fold.write import Writer
-from bnpass.semantics.affine import Affine, Array, finfo, round_once
+from bnpass.semantics.affine import Affine, Array, limits_of, round_once
 
 
 def cost_of(affine: Affine, *, as_batch_norm: bool = False) -> int:
@@ -89,10 +89,9 @@ def _arithmetic(cell: Cell, affine: Affine, writer: Writer, scope: Scope) -> lis
 
 
 def _unfit(node: ir.Node, op_type: str, exact: Array, rounded: Array) -> Refusal | None:
-    limits = finfo(rounded.dtype)
-    if not np.isfinite(rounded).all() or np.abs(rounded).max() > float(limits.max) / 2:
+    limits = limits_of(rounded.dtype)
+    if not np.isfinite(rounded).all() or np.abs(rounded).max() > limits.max / 2:
         return Refusal(RefusalId.WOULD_OVERFLOW, label(node), f"the constant of its {op_type} would overflow")
-    if op_type == "Mul" and bool((np.abs(exact)[exact != 0] < float(limits.smallest_normal)).any()):
+    if op_type == "Mul" and bool((np.abs(exact)[exact != 0] < limits.smallest_normal).any()):
         return Refusal(RefusalId.DTYPE_WOULD_LOSE_PRECISION, label(node), "its scale would be subnormal")
     return None
-

@@ -140,7 +140,7 @@ def _run_layout(node: ir.Node, x: Array, scope: Scope, shapes: Shapes) -> Array:
 
 def _run_affine(node: ir.Node, x: Array, scope: Scope, *, magnitude: bool) -> Array:
     if is_batch_norm(node):
-        scale, B, mean, var = (_numbers(v, scope) for v in node.inputs[1:5])
+        scale, B, mean, var = (n for v in node.inputs[1:5] if (n := _numbers(v, scope)) is not None)
         axis = node.attributes.get_int("axis", -1) if node.domain == "bnpass" else 1
         along = np.moveaxis(x, axis, -1)
         deviation = np.sqrt(var + epsilon(node))
@@ -153,7 +153,8 @@ def _run_affine(node: ir.Node, x: Array, scope: Scope, *, magnitude: bool) -> Ar
         return x if magnitude else -x
     first, second = (_numbers(v, scope) for v in node.inputs)
     left = x if first is None else first
-    right = x if second is None else broadcast_operand(node, second, x.ndim, scope)
+    placed = None if second is None else broadcast_operand(node, second, x.ndim, scope)
+    right = x if placed is None else placed
     if not magnitude:
         return np.asarray(_OPERATIONS[node.op_type](left, right))
     operation = np.add if node.op_type == "Sub" else _OPERATIONS[node.op_type]

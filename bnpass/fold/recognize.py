@@ -59,9 +59,7 @@ class Site:
 
 def is_batch_norm(node: ir.Node) -> bool:
     """Whether the node is a batch normalization, of ONNX or of bnpass."""
-    return is_standard(node, "BatchNormalization") or (
-        node.domain == "bnpass" and node.op_type == SYNC_BATCH_NORM
-    )
+    return is_standard(node, "BatchNormalization") or (node.domain == "bnpass" and node.op_type == SYNC_BATCH_NORM)
 
 
 def in_training(node: ir.Node, opset: int) -> bool:
@@ -92,9 +90,7 @@ def recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | N
 def _batch_norm(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal:
     where = label(node)
     if in_training(node, scope.opset):
-        return Refusal(
-            RefusalId.TRAINING_MODE, where, "it normalizes with the statistics of the batch (training mode)"
-        )
+        return Refusal(RefusalId.TRAINING_MODE, where, "it normalizes with the statistics of the batch (training mode)")
     for extra in node.outputs[1:]:
         if extra.uses() or extra.is_graph_output():
             return Refusal(
@@ -120,7 +116,9 @@ def _of_parameters(
     if len(lengths) != 1 or len(parameters[0].shape) != 1:
         told = ", ".join(str(list(p.shape)) for p in parameters)
         return Refusal(
-            RefusalId.AXIS_NOT_PROVABLE, where, f"its parameters have the shapes {told}, not one [C] for all four"
+            RefusalId.AXIS_NOT_PROVABLE,
+            where,
+            f"its parameters have the shapes {told}, not one [C] for all four",
         )
     kind = wide(np.dtype(np.float64)) if _is_double(data, parameters) else np.dtype(np.float64)
     scale, B, mean, var = (p.array().astype(kind) for p in parameters)
@@ -133,15 +131,15 @@ def _of_parameters(
         )
     affine = of_batch_norm(scale, B, mean, var, epsilon(node))
     if not affine.is_finite:
-        return Refusal(
-            RefusalId.INVALID_STATISTICS, where, "input_var + epsilon is zero or too small in some channel"
-        )
+        return Refusal(RefusalId.INVALID_STATISTICS, where, "input_var + epsilon is zero or too small in some channel")
     rank = shapes.rank(data, scope)
     axis = node.attributes.get_int("axis", -1) if node.domain == "bnpass" else 1
     if rank is None or not -rank <= axis < rank:
         told = "unknown" if rank is None else str(rank)
         return Refusal(
-            RefusalId.AXIS_NOT_PROVABLE, where, f"the rank of '{data.name}' is {told}: channel axis {axis} is not there"
+            RefusalId.AXIS_NOT_PROVABLE,
+            where,
+            f"the rank of '{data.name}' is {told}: channel axis {axis} is not there",
         )
     shape = [1] * rank
     shape[axis] = scale.size
@@ -188,7 +186,9 @@ def _with_constant(
     affine = _affine_of(node.op_type, aligned, constant_first=constant_first)
     if not affine.is_finite:
         return Refusal(
-            RefusalId.INVALID_STATISTICS, label(node), f"its constant '{constant.value.name}' gives NaN or infinity"
+            RefusalId.INVALID_STATISTICS,
+            label(node),
+            f"its constant '{constant.value.name}' gives NaN or infinity",
         )
     return Site(node, 1 if constant_first else 0, affine, constant.dtype)
 
@@ -202,7 +202,9 @@ def _aligned(
     dims = shapes.dims(data, scope)
     if dims is None:
         return Refusal(
-            RefusalId.AXIS_NOT_PROVABLE, label(node), f"the shape of '{data.name}' is unknown, so the axis is too"
+            RefusalId.AXIS_NOT_PROVABLE,
+            label(node),
+            f"the shape of '{data.name}' is unknown, so the axis is too",
         )
     if scope.opset < 7 and not constant_first:
         placed = broadcast_operand(node, array, len(dims), scope)

@@ -14,7 +14,17 @@ from bnpass.semantics.regroup import Dim
 
 Dims = tuple[Dim, ...]
 
-_SAME_SHAPE = ("Relu", "Identity", "Dropout", "Cast", "BatchNormalization", "Sigmoid", "Tanh", "LeakyRelu", "Clip")
+_SAME_SHAPE = (
+    "Relu",
+    "Identity",
+    "Dropout",
+    "Cast",
+    "BatchNormalization",
+    "Sigmoid",
+    "Tanh",
+    "LeakyRelu",
+    "Clip",
+)
 _MAX_STEPS = 16
 
 

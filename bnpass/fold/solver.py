@@ -29,7 +29,7 @@ from bnpass.fold.rules.layout import Step
 from bnpass.fold.rules.layout import Way as Direction
 from bnpass.fold.shapes import Shapes
 from bnpass.fold.write import Writer, is_private
-from bnpass.semantics.affine import Affine, finfo
+from bnpass.semantics.affine import Affine, limits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,10 @@ class Solver:
 
     def run(self) -> bool:
         """Fold every scope; return whether the model changed."""
-        return any([self._scope(scope) for scope in scopes(self._model)])
+        changed = False
+        for scope in scopes(self._model):
+            changed |= self._scope(scope)
+        return changed
 
     def _scope(self, scope: Scope) -> bool:
         nodes = _nodes(scope)
@@ -108,7 +111,9 @@ class Solver:
             return target
         if _left_behind(target) >= cell.cost:
             return Refusal(
-                RefusalId.NO_GAIN, label(cell.sites[0].node), f"it is the bias of {_name(absorption.linear.node)} already"
+                RefusalId.NO_GAIN,
+                label(cell.sites[0].node),
+                f"it is the bias of {_name(absorption.linear.node)} already",
             )
         start = absorption.linear.node.outputs[0]
         way = Way([*carriers, *cell.path], _affines(cell), start, affine)
@@ -130,7 +135,9 @@ class Solver:
                 return _no_neighbour(cell, f"before it stands '{value.name}', which no node of this graph makes")
             if node.graph is not cell.graph:
                 return Refusal(
-                    RefusalId.CROSSES_SCOPE, label(node), f"{_name(node)} before it stands in another graph or body"
+                    RefusalId.CROSSES_SCOPE,
+                    label(node),
+                    f"{_name(node)} before it stands in another graph or body",
                 )
             if is_standard(node, *LINEAR):
                 linear = self._linear(node, scope)
@@ -153,7 +160,9 @@ class Solver:
             left = sum(_left_behind(t) - self._bias_waits(t, sites) for t in whole)
             if left >= cell.cost:
                 return Refusal(
-                    RefusalId.NO_GAIN, label(cell.sites[0].node), f"{len(whole)} ops behind it would each need an Add"
+                    RefusalId.NO_GAIN,
+                    label(cell.sites[0].node),
+                    f"{len(whole)} ops behind it would each need an Add",
                 )
             self._carry_out(cell, whole, "input", scope, sites)
             return None
@@ -194,7 +203,9 @@ class Solver:
             value, here, path = waiting.pop(0)
             if value.is_graph_output():
                 return Refusal(
-                    RefusalId.PRODUCER_IS_GRAPH_OUTPUT, label(path[-1]), f"its result '{value.name}' is a graph output"
+                    RefusalId.PRODUCER_IS_GRAPH_OUTPUT,
+                    label(path[-1]),
+                    f"its result '{value.name}' is a graph output",
                 )
             if not value.uses():
                 return _no_neighbour(cell, f"nothing reads its result '{value.name}'")
@@ -206,21 +217,19 @@ class Solver:
                     waiting.append((node.outputs[0], step, [*path, node]))
                     continue
                 way = Way(path, _affines(cell), cell.start, cell.affine)
-                refusal = check_way(
-                    way, scope, self._shapes, at_start=stays, at_end=here, tolerance=_tolerance(cell)
-                )
+                refusal = check_way(way, scope, self._shapes, at_start=stays, at_end=here, tolerance=_tolerance(cell))
                 if refusal is not None:
                     return refusal
                 targets.append(step)
         return targets
 
-    def _reader(
-        self, cell: Cell, node: ir.Node, index: int, here: Affine, scope: Scope
-    ) -> Affine | Target | Refusal:
+    def _reader(self, cell: Cell, node: ir.Node, index: int, here: Affine, scope: Scope) -> Affine | Target | Refusal:
         """Ask one reader: a layout op carries the affine on, a linear op takes it in."""
         if node.graph is not cell.graph:
             return Refusal(
-                RefusalId.CROSSES_SCOPE, label(node), f"{_name(node)} behind it stands in another graph or body"
+                RefusalId.CROSSES_SCOPE,
+                label(node),
+                f"{_name(node)} behind it stands in another graph or body",
             )
         if is_standard(node, *CARRIERS) and index == 0:
             return CARRIERS[node.op_type](Step(node, Direction.FORWARD, scope, self._shapes), here)
@@ -349,9 +358,7 @@ class Solver:
 
         return (not self._options.only or matches(self._options.only)) and not matches(self._options.exclude)
 
-    def _record_kept(
-        self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]
-    ) -> None:
+    def _record_kept(self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]) -> None:
         for node in _nodes(scope):
             refusal = refusals.get(node)
             if refusal is None and is_batch_norm(node):
@@ -398,7 +405,7 @@ def _left_behind(target: Target) -> int:
 
 def _tolerance(cell: Cell) -> float:
     """Return what the nodes of a cell may deviate from its affine: more where bnpass itself has rounded before."""
-    rounded = [4 * float(finfo(s.dtype.numpy()).eps) for s in cell.sites if s.is_rounded]
+    rounded = [4 * limits_of(s.dtype.numpy()).eps for s in cell.sites if s.is_rounded]
     return max([TOLERANCE, *rounded])
 
 

@@ -62,9 +62,7 @@ class Writer:
         tensor = ir.Tensor(array, name=self.unique(old.name if old is not None and old.name else name))
         replace_input(node, index, self._constant(tensor, node, scope))
 
-    def node(
-        self, op_type: str, data: ir.Value, array: Array, before: ir.Node, name: str, scope: Scope
-    ) -> ir.Node:
+    def node(self, op_type: str, data: ir.Value, array: Array, before: ir.Node, name: str, scope: Scope) -> ir.Node:
         """Insert ``op_type(data, constant)`` before a node; the constant has the rank of the data or less."""
         name = self.unique(name)
         tensor = ir.Tensor(trimmed(array), name=self.unique(f"{name}/constant"))
@@ -110,11 +108,14 @@ class Writer:
         if scope.is_function:
             node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name="")
             node.outputs[0].name = tensor.name
-            node.outputs[0].shape, node.outputs[0].dtype = ir.Shape(tensor.shape), tensor.dtype
+            node.outputs[0].shape, node.outputs[0].dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             user.prepend(node)
             return node.outputs[0]
         value = ir.Value(
-            name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=tensor.name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         scope.graph.register_initializer(value)
         if not scope.has_defaults:

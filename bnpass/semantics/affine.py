@@ -35,9 +35,21 @@ def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.longdouble) if dtype == np.float64 else np.dtype(np.float64)
 
 
-def finfo(dtype: np.dtype[Any]) -> ml_dtypes.finfo:
-    """Return the limits of a float type, bfloat16 included."""
-    return ml_dtypes.finfo(dtype) if dtype == ml_dtypes.bfloat16 else np.finfo(dtype)
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a float type: unit step at 1, largest, smallest normal and smallest subnormal number."""
+
+    eps: float
+    max: float
+    smallest_normal: float
+    smallest_subnormal: float
+
+
+def limits_of(dtype: np.dtype[Any]) -> Limits:
+    """Return the limits of a float type, bfloat16 included; those beyond float64 become infinity or 0."""
+    finder: Any = ml_dtypes.finfo if dtype == ml_dtypes.bfloat16 else np.finfo
+    info = finder(dtype)
+    return Limits(float(info.eps), float(info.max), float(info.smallest_normal), float(info.smallest_subnormal))
 
 
 def round_once(x: Array, dtype: np.dtype[Any]) -> Array:

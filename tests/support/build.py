@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def model(graph: str, constants: Mapping[str, Array] | None = None, *, opset: int = 17, ir_version: int = 8) -> ir.Model:
+def model(
+    graph: str, constants: Mapping[str, Array] | None = None, *, opset: int = 17, ir_version: int = 8
+) -> ir.Model:
     """Return the model of ``g (inputs) => (outputs) { nodes }`` with ``constants`` as its initializers."""
     header = f'<ir_version: {ir_version}, opset_import: ["": {opset}, "bnpass": 1]>'
     proto = onnx.parser.parse_model(header + graph)

@@ -81,7 +81,9 @@ def cast(step: Step, affine: Affine) -> Affine | Refusal:
     if here is None or there is None or there not in _WIDER.get(here, ()):
         told = f"{before.name if before else 'unknown'} to {after.name if after else 'unknown'}"
         return refuse(
-            step.node, f"converts {told}: the affine would move to the narrower type", RefusalId.DTYPE_WOULD_LOSE_PRECISION
+            step.node,
+            f"converts {told}: the affine would move to the narrower type",
+            RefusalId.DTYPE_WOULD_LOSE_PRECISION,
         )
     return affine
 

@@ -17,11 +17,11 @@ from bnpass.semantics.affine import WeightLayout
 
 def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
     """Return a MatMul with one constant operand as a linear op."""
-    for index in (1, 0):
-        weight = weight_of(node, index, scope)
-        if isinstance(weight, Constant):
-            return _with_weight(node, index, weight)
-    return weight
+    right = weight_of(node, 1, scope)
+    if isinstance(right, Constant):
+        return _with_weight(node, 1, right)
+    left = weight_of(node, 0, scope)
+    return right if isinstance(left, Refusal) else _with_weight(node, 0, left)
 
 
 def _with_weight(node: ir.Node, index: int, weight: Constant) -> Linear | Refusal:
