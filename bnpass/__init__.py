@@ -1,3 +1,33 @@
-"""Batch normalization between training and deployment, for ONNX."""
+"""Batch normalization between training and deployment, for ONNX.
+
+>>> import bnpass
+>>> bnpass.fold("model.onnx")        # doctest: +SKIP
+>>> bnpass.verify("model.onnx", "model.folded.onnx").ok  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bnpass.api import FoldResult, fold
+    from bnpass.fold.options import FoldOptions
+    from bnpass.verify import Verification, verify
+
+__all__ = ["FoldOptions", "FoldResult", "Verification", "__version__", "fold", "verify"]
+
+_HOMES = {
+    "FoldOptions": "bnpass.fold.options",
+    "FoldResult": "bnpass.api",
+    "Verification": "bnpass.verify",
+    "fold": "bnpass.api",
+    "verify": "bnpass.verify",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever the name stands for
+    """Import a public name when it is first used: ``import bnpass`` alone costs next to nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bnpass' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,5 +1,7 @@
 """Passes for any onnx_ir pass manager."""
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from bnpass.fold.inference import set_inference_mode
@@ -27,9 +29,12 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         ['MatMul']
     """
 
-    def __init__(self, options: FoldOptions | None = None) -> None:
+    def __init__(
+        self, options: FoldOptions | None = None, progress: Callable[[str, float], None] | None = None
+    ) -> None:
         super().__init__()
         self.options = options or FoldOptions()
+        self._progress = progress
         self.folded: tuple[Folded, ...] = ()
         self.kept: tuple[Kept, ...] = ()
         self.largest_error = 0.0
@@ -41,7 +46,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
             VerificationError: An edit failed its local check, which is a bug in bnpass.
         """
         switched = self.options.inference and set_inference_mode(model)
-        solver = Solver(model, self.options)
+        solver = Solver(model, self.options, self._progress)
         folded = solver.run()
         self.folded, self.kept = tuple(solver.folded), tuple(solver.kept)
         self.largest_error = solver.largest_error

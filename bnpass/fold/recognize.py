@@ -199,7 +199,13 @@ def _aligned(
     """Give the constant the rank of the data, or say why that cannot be proved; None if it enlarges the data."""
     if array.ndim == 0:
         return array
-    dims = shapes.dims(data, scope)
+    dims = shapes.near(data, scope)
+    if (
+        dims is not None
+        and len(dims) >= array.ndim
+        and any(c != 1 and d is None for c, d in zip(array.shape[::-1], dims[::-1], strict=False))
+    ):
+        dims = shapes.dims(data, scope)
     if dims is None:
         return Refusal(
             RefusalId.AXIS_NOT_PROVABLE,

@@ -36,19 +36,28 @@ class Shapes:
         self._inferred: dict[str, Dims] | None = None
 
     def dims(self, value: ir.Value, scope: Scope) -> Dims | None:
-        """Return the dimensions of a value, or None if not even its rank is known."""
+        """Return all that can be known of the dimensions of a value; None if not even its rank is."""
+        near = self.near(value, scope)
+        if near is not None and None not in near:
+            return near
+        inferred = None if scope.is_function or value.name is None else self._infer().get(value.name)
+        if near is None or inferred is None or len(near) != len(inferred):
+            return inferred if near is None else near
+        return tuple(b if a is None else a for a, b in zip(near, inferred, strict=True))
+
+    def near(self, value: ir.Value, scope: Scope) -> Dims | None:
+        """Return what the declared shape or else the neighbours say, at no cost; inference is asked only after that."""
         if value.shape is not None:
             return _dims(value.shape)
-        if (local := self._local(value, scope)) is not None:
+        local = self._local(value, scope)
+        if local is not None or scope.is_function or value.name is None:
             return local
-        if scope.is_function or value.name is None:
-            return None
         return self._infer().get(value.name)
 
     def rank(self, value: ir.Value, scope: Scope) -> int | None:
         """Return the rank of a value, if known."""
-        dims = self.dims(value, scope)
-        return None if dims is None else len(dims)
+        near = self.near(value, scope)
+        return None if near is None else len(near)
 
     def _local(self, value: ir.Value, scope: Scope) -> Dims | None:
         """Read off what the neighbours of a value say: enough for function bodies, which carry no shapes."""

@@ -9,6 +9,7 @@ A plan is committed only if fewer operations per element are left than before.
 """
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,8 +52,10 @@ class _Round:
 class Solver:
     """Folds one model in place."""
 
-    def __init__(self, model: ir.Model, options: FoldOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(
+        self, model: ir.Model, options: FoldOptions, progress: Callable[[str, float], None] | None = None
+    ) -> None:
+        self._model, self._options, self._progress = model, options, progress
         self._shapes = Shapes(model)
         self._writer = Writer(model)
         self._absorbed: dict[ir.Node, Absorption] = {}
@@ -83,7 +86,9 @@ class Solver:
         this = _Round()
         cells = build([n for n in _nodes(scope) if n in sites], sites, scope, self._shapes)
         left: list[tuple[Cell, Refusal]] = []
-        for cell in cells:
+        for number, cell in enumerate(cells):
+            if self._progress is not None:
+                self._progress("fold", number / len(cells))
             behind = self._backward(cell, scope, sites)
             if behind is None:
                 this.changed = True

@@ -1,0 +1,156 @@
+"""One report of one fold, as text for people and JSON for programs.
+
+The JSON form is described by ``report.schema.json`` beside this file; its ``schema`` number grows when a field
+changes its meaning or goes away.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bnpass import __version__
+from bnpass.census import Census
+from bnpass.fold.options import FoldOptions
+from bnpass.fold.result import Folded, Kept
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One layer of checking.
+
+    Attributes:
+        name: ``local`` or ``whole model``.
+        ran: Whether it ran.
+        text: What it found, or why it did not run.
+        details: Its figures, as plain data.
+    """
+
+    name: str
+    ran: bool
+    text: str
+    details: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """A file that was read or written.
+
+    Attributes:
+        path: Its path, as given.
+        bytes: Its size; of a written one, with its data file.
+        sha256: Its digest, if one was asked for.
+    """
+
+    path: str
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a fold did.
+
+    Attributes:
+        source: The file it was read from, if it was a file.
+        target: The file it was written to, if it was.
+        before: What was in the model.
+        after: What is in it now.
+        folded: The affines that are gone.
+        kept: Those that stayed, with the reason.
+        checks: The layers of checking.
+        options: What the caller chose.
+    """
+
+    source: FileFact | None
+    target: FileFact | None
+    before: Census
+    after: Census
+    folded: tuple[Folded, ...]
+    kept: tuple[Kept, ...]
+    checks: tuple[Check, ...]
+    options: FoldOptions
+
+    def to_text(self) -> str:
+        """Return the table before/after, a line for each kept node, and what was checked."""
+        lines = [*self._title(), *_table(self.before, self.after), "", self._sum()]
+        if self.kept:
+            lines += ["", *(str(kept) for kept in self.kept)]
+        lines += ["", *(f"{'checked' if c.ran else 'not checked'}, {c.name}: {c.text}" for c in self.checks)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain data, in the form of ``report.schema.json``."""
+        return {
+            "schema": SCHEMA,
+            "bnpass": __version__,
+            "versions": versions(),
+            "source": None if self.source is None else asdict(self.source),
+            "target": None if self.target is None else asdict(self.target),
+            "options": asdict(self.options),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "folded": [asdict(f) for f in self.folded],
+            "kept": [_plain(k) for k in self.kept],
+            "checks": [asdict(c) for c in self.checks],
+        }
+
+    def _title(self) -> list[str]:
+        if self.source is None:
+            return []
+        target = f" -> {self.target.path}" if self.target is not None else ""
+        return [f"{self.source.path}{target}", ""]
+
+    def _sum(self) -> str:
+        batch_norms = self.before.batch_norms - self.after.batch_norms
+        affines = sum(len(f.nodes) - len(f.batch_norms) for f in self.folded)
+        kept = sum(k.op_type in ("BatchNormalization", "SyncBatchNormalization") for k in self.kept)
+        return (
+            f"batch normalization: {batch_norms} folded, {kept} kept; "
+            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the result depends on."""
+    import ml_dtypes  # only a written report asks
+    import numpy as np  # noqa: PLC0415
+    import onnx  # noqa: PLC0415
+    import onnx_ir as ir  # noqa: PLC0415
+
+    return {module.__name__: str(module.__version__) for module in (ir, ml_dtypes, np, onnx)}
+
+
+def _plain(kept: Kept) -> dict[str, str]:
+    return {
+        "node": kept.node,
+        "op_type": kept.op_type,
+        "id": kept.refusal.code,
+        "slug": kept.refusal.slug,
+        "at": kept.at,
+        "reason": kept.reason,
+    }
+
+
+def _table(before: Census, after: Census) -> list[str]:
+    names = sorted({*before.ops, *after.ops})
+    changed = [n for n in names if before.ops.get(n, 0) != after.ops.get(n, 0)]
+    rows = [(n, before.ops.get(n, 0), after.ops.get(n, 0)) for n in changed]
+    same = sum(before.ops.get(n, 0) for n in names if n not in changed)
+    rows += [
+        ("other ops" if changed else "all ops", same, same),
+        ("nodes", before.nodes, after.nodes),
+        ("bytes of constants", before.constant_bytes, after.constant_bytes),
+    ]
+    cells = [("", "before", "after", "change")]
+    cells += [(name, f"{a:,}", f"{b:,}", f"{b - a:+,}" if a != b else "") for name, a, b in rows]
+    return list(aligned(cells))
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    """Yield rows with the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,108 @@
+"""`models/digits_cnn`: the file reaches its recorded accuracy and holds a BN at every place it claims."""
+
+import json
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+RECORD = json.loads((MODELS / "digits_cnn.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def graph() -> onnx.GraphProto:
+    return onnx.load(MODELS / "digits_cnn.onnx").graph
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def chains(graph: onnx.GraphProto, *pattern: str) -> Iterator[list[onnx.NodeProto]]:
+    """Yield every path of nodes, each reading the one before, that spells `pattern`; ":c": by a constant."""
+    known = constants(graph)
+
+    def fits(node: onnx.NodeProto, word: str) -> bool:
+        by_constant = any(name in known for name in node.input)
+        return node.op_type == word.removesuffix(":c") and (by_constant or not word.endswith(":c"))
+
+    paths = [[node] for node in graph.node if fits(node, pattern[0])]
+    for word in pattern[1:]:
+        paths = [
+            [*path, node]
+            for path in paths
+            for node in graph.node
+            if path[-1].output[0] in node.input and fits(node, word)
+        ]
+    yield from paths
+
+
+def group(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def vector(graph: onnx.GraphProto, node: onnx.NodeProto) -> np.ndarray:
+    known = constants(graph)
+    (name,) = (name for name in node.input if name in known)
+    return np.frombuffer(known[name].raw_data, np.float32)
+
+
+def test_the_file_reaches_the_recorded_accuracy() -> None:
+    ort = pytest.importorskip("onnxruntime")
+    load_test_split: Callable[[], tuple[np.ndarray, np.ndarray]] = runpy.run_path(str(MODELS / "digits.py"))[
+        "load_test_split"
+    ]
+    x, y = load_test_split()
+    assert x.shape == (RECORD["test_size"], 8, 8, 1)
+    assert (x.min(), x.max()) == (0.0, 1.0)
+    session = ort.InferenceSession(MODELS / "digits_cnn.onnx", providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"image": x})
+    right = int((probabilities.argmax(axis=1) == y).sum())
+    assert right == round(RECORD["test_accuracy"] * len(y))
+    assert right / len(y) >= 0.97
+
+
+PLACES = {
+    "after a depthwise convolution": ("Conv", "Mul:c", "Add:c", "Relu", "Conv"),
+    "after an activation": ("Conv", "Relu", "Mul:c", "Add:c", "MaxPool"),
+    "after an activation, before a pool": ("Conv", "Relu", "Mul:c", "Add:c", "GlobalAveragePool"),
+    "before an activation": ("MaxPool", "Mul:c", "Add:c", "Relu", "Conv"),
+    "on a dense layer": ("MatMul", "Add:c", "Mul:c", "Add:c", "Relu"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_batch_normalization_stands_at_each_place(graph: onnx.GraphProto, place: str) -> None:
+    (path,) = chains(graph, *PLACES[place])
+    scale, shift = [vector(graph, node) for node in path if node.op_type in {"Mul", "Add"}][-2:]
+    assert scale.shape == shift.shape
+    assert scale.size in {16, 24, 32}
+    # trained, not initialized: gamma 1, variance 1 would give one scale for all channels
+    assert np.ptp(scale) > 0.1 * np.abs(scale).max()
+    assert np.ptp(shift) > 0.1
+
+
+def test_the_first_place_is_a_depthwise_convolution(graph: onnx.GraphProto) -> None:
+    (path,) = chains(graph, *PLACES["after a depthwise convolution"])
+    assert group(path[0]) == 16
+
+
+def test_the_pre_activation_block_is_a_residual(graph: onnx.GraphProto) -> None:
+    pool = next(node for node in graph.node if node.op_type == "MaxPool")
+    assert len(list(chains(graph, "MaxPool", "Add"))) == 1
+    assert sum(pool.output[0] in node.input for node in graph.node) == 2
+
+
+def test_the_exporter_has_folded_plain_convolutions_already(graph: onnx.GraphProto) -> None:
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+    affine_after_conv = [*chains(graph, "Conv", "Mul:c"), *chains(graph, "Conv", "Add:c")]
+    assert {group(path[0]) for path in affine_after_conv} == {16}
+
+
+def test_the_files_are_small() -> None:
+    for suffix in ("onnx", "keras", "json"):
+        assert 0 < (MODELS / f"digits_cnn.{suffix}").stat().st_size < 400_000
