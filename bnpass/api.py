@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -15,12 +16,19 @@ from bnpass.errors import SaveError, UsageError
 from bnpass.fold.inference import set_inference_mode
 from bnpass.fold.options import FoldOptions
 from bnpass.fold.result import Folded, Kept
+from bnpass.model_io.slots import slots
 from bnpass.passes import FoldBatchNorm
 from bnpass.report import Check, FileFact, Report
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 Progress = Callable[[str, float], None]
 """Told the name of a stage and the fraction of it that is done."""
+
+Original = Callable[[], ModelLike]
+"""Gives the model to compare with; an ``onnx_ir.Model`` is given for keeps."""
+
+_WHOLE_MODEL = "whole model"
+_DRY_RUN = Check(_WHOLE_MODEL, ran=False, text="this is a dry run: nothing is written")
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,11 @@ def fold(
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
     dry_run: bool = False,
+    base_dir: str | os.PathLike[str] | None = None,
+    trust_external_data: bool = False,
     fingerprint: bool = False,
     progress: Progress | None = None,
+    on_checked: Callable[[Report], None] | None = None,
 ) -> FoldResult:
     """Fold inference batch normalization and per-channel affines into the weights around them.
 
@@ -63,8 +74,11 @@ def fold(
         output: Where to write the result of a path; by default ``<stem>.folded.onnx`` beside it.
         force: Overwrite ``output``.
         dry_run: Write nothing: the result then holds an ``onnx_ir.Model``, checked edit by edit.
+        base_dir: Folder of the external data of a ModelProto.
+        trust_external_data: Accept symbolic and hard links as data files.
         fingerprint: Put the SHA-256 of source and target into the report.
         progress: Called with the stage and the fraction done.
+        on_checked: Called with the finished report before the result takes its place: if it raises, nothing changes.
 
     Returns:
         The folded model and what happened to each node.
@@ -83,7 +97,7 @@ def fold(
         >>> [node.op_type for node in fold(proto, FoldOptions(check=0)).model.graph.node]
         ['MatMul']
     """
-    options, progress = options or FoldOptions(), progress or _silent
+    options, progress, on_checked = options or FoldOptions(), progress or _silent, on_checked or _silent
     path = Path(model) if isinstance(model, str | os.PathLike) else None
     if path is None and output is not None:
         raise UsageError("an output path goes with a model that is given as a path")
@@ -91,8 +105,9 @@ def fold(
     if target is not None and target.exists() and not force:
         raise SaveError(f"{target}: exists already; give --force (force=True) to overwrite it")
     progress("load", 0.0)
-    loaded = model_io.load(model)
-    working = loaded.clone() if isinstance(model, ir.Model) else loaded
+    load = partial(_load, model, base_dir, trust_external_data=trust_external_data)
+    working = load()
+    _check_not_data(target, working)
     before = census.take(working)
     folding = FoldBatchNorm(options, progress)
     modified = folding(working).modified
@@ -107,21 +122,37 @@ def fold(
         options=options,
     )
     result = FoldResult(working, modified, folding.folded, folding.kept, report)
-    if dry_run:
-        return result
+    original = load if base_dir is not None or trust_external_data or options.inference else lambda: model
     if target is None:
-        checked = _checked(report, model, working, progress)
-        return replace(result, model=model_io.to_type_of(model, working), report=checked)
+        checked = _with(report, _DRY_RUN) if dry_run else _checked(report, original, working, progress)
+        on_checked(checked)
+        return replace(result, model=working if dry_run else model_io.to_type_of(model, working), report=checked)
     progress("save", 0.0)
     with model_io.stage(working, target, force=force) as staged:
-        checked = _checked(report, model, staged.path, progress)
-        saved = staged.commit()
-    checked = replace(checked, target=_fact(target, saved.bytes, fingerprint))
+        fact = replace(_fact(staged.path, staged.bytes, fingerprint), path=str(target))
+        checked = replace(_checked(report, original, staged.path, progress), target=fact)
+        on_checked(checked)
+        staged.commit()
     return replace(result, model=str(target) if isinstance(model, str) else target, report=checked)
 
 
-def _silent(stage: str, fraction: float) -> None:
-    del stage, fraction
+def _load(model: ModelLike, base_dir: str | os.PathLike[str] | None, *, trust_external_data: bool) -> ir.Model:
+    """Load a model to work on; the caller's is never changed."""
+    given = model.clone() if isinstance(model, ir.Model) else model
+    return model_io.load(given, base_dir=base_dir, trust_external_data=trust_external_data)
+
+
+def _silent(*_: object) -> None:
+    """Nobody asked to be told."""
+
+
+def _check_not_data(target: Path | None, model: ir.Model) -> None:
+    """Refuse to write the result over the weights that it was made from."""
+    if target is None or not target.exists():
+        return
+    for slot in slots(model):
+        if isinstance(slot.tensor, ir.ExternalTensor) and target.samefile(slot.tensor.path):
+            raise UsageError(f"{target}: holds weights of the model that is folded; choose another output")
 
 
 def default_output(path: Path) -> Path:
@@ -137,27 +168,35 @@ def _local_check(folding: FoldBatchNorm) -> Check:
     return Check("local", ran=True, text=text, details={"edits": edits, "largest_error": folding.largest_error})
 
 
-def _checked(report: Report, original: ModelLike, folded: Path | ir.Model, progress: Progress) -> Report:
+def _checked(report: Report, original: Original, folded: Path | ir.Model, progress: Progress) -> Report:
     """Add the whole-model check to a report; raise if it fails."""
-    check = _whole_model_check(report, original, folded, progress)
+    return _with(report, _whole_model_check(report, original, folded, progress))
+
+
+def _with(report: Report, check: Check) -> Report:
     return replace(report, checks=(*report.checks, check))
 
 
-def _whole_model_check(report: Report, original: ModelLike, folded: Path | ir.Model, progress: Progress) -> Check:
+def _whole_model_check(report: Report, original: Original, folded: Path | ir.Model, progress: Progress) -> Check:
     from bnpass.verify import Status, fits, verify  # only where it is asked for
 
-    name, options = "whole model", report.options
+    name, options = _WHOLE_MODEL, report.options
     if not options.check:
-        return Check(name, ran=False, text="switched off (check 0)")
+        return Check(name, ran=False, text="switched off (--check 0)")
     if importlib.util.find_spec("onnxruntime") is None:
         return Check(name, ran=False, text='ONNX Runtime is not installed: pip install "bnpass[cpu]"')
     if not fits(report.before.constant_bytes):
         return Check(name, ran=False, text="two runs of this model do not fit into the free memory")
     progress("check", 0.0)
-    if options.inference:
-        original = model_io.load(original) if not isinstance(original, ir.Model) else original.clone()
-        set_inference_mode(original)
-    found = verify(original, folded, draws=options.check, seed=options.seed)
+    given = original()
+    if options.inference and isinstance(given, ir.Model):
+        set_inference_mode(given)
+    try:
+        found = verify(given, folded, draws=options.check, seed=options.seed)
+    except UsageError as error:  # no inputs could be drawn, or ONNX Runtime cannot be imported
+        return Check(name, ran=False, text=str(error))
+    except OSError as error:
+        return Check(name, ran=False, text=f"it has no room for temporary files: {error.strerror}")
     if found.status is Status.NOT_RUN:
         return Check(name, ran=False, text=found.failure, details=found.to_json())
     found.raise_for_mismatch()

@@ -56,6 +56,11 @@ class Constant:
     shape: tuple[int, ...]
     source: ir.TensorProtocol | Array
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes up in a model."""
+        return math.prod(self.shape) * self.dtype.numpy().itemsize
+
     @contextmanager
     def reading(self) -> Iterator[Array]:
         """Give the numbers for a while; file-backed memory is handed back afterwards."""

@@ -7,6 +7,18 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 
+_INT, _INTS, _FLOAT = ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT
+_ATTRIBUTE_TYPES = {
+    **dict.fromkeys(("axis", "group", "transA", "transB", "is_test", "training_mode", "spatial"), _INT),
+    **dict.fromkeys(("broadcast", "allowzero", "value_int"), _INT),
+    **dict.fromkeys(("pads", "strides", "dilations", "perm", "axes", "shape", "output_padding", "value_ints"), _INTS),
+    **dict.fromkeys(("epsilon", "alpha", "beta", "value_float"), _FLOAT),
+    "value_floats": ir.AttributeType.FLOATS,
+    "auto_pad": ir.AttributeType.STRING,
+    "value": ir.AttributeType.TENSOR,
+}
+"""The attributes that folding reads, with the type that ONNX gives them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scope:
@@ -41,8 +53,20 @@ def label(node: ir.Node) -> str:
 
 
 def is_standard(node: ir.Node, *op_types: str) -> bool:
-    """Whether the node is one of these ops of the default domain."""
-    return node.domain == "" and node.op_type in op_types
+    """Whether the node is one of these ops of the default domain, and formed so that its attributes can be read."""
+    return node.domain == "" and node.op_type in op_types and malformed(node) is None
+
+
+def malformed(node: ir.Node) -> str | None:
+    """Return what keeps a node from being read: attributes of the wrong type or given by reference, no operands."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            return f"its attribute '{attribute.name}' is a reference to one of the function around it"
+        if _ATTRIBUTE_TYPES.get(attribute.name, attribute.type) != attribute.type:
+            return f"its attribute '{attribute.name}' is of type {attribute.type.name}"
+    if not node.outputs or (not node.inputs and node.op_type != "Constant"):
+        return "it has no inputs or no outputs"
+    return None
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:

@@ -5,7 +5,7 @@ The node then normalizes with its stored statistics. It must not have been asked
 
 import onnx_ir as ir
 
-from bnpass.fold.graph import scopes
+from bnpass.fold.graph import malformed, scopes
 from bnpass.fold.recognize import in_training, is_batch_norm
 
 
@@ -14,7 +14,7 @@ def set_inference_mode(model: ir.Model) -> bool:
     changed = False
     for scope in scopes(model):
         for node in ir.traversal.RecursiveGraphIterator(scope.graph):
-            if not is_batch_norm(node) or not in_training(node, scope.opset):
+            if not is_batch_norm(node) or malformed(node) is not None or not in_training(node, scope.opset):
                 continue
             if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
                 continue

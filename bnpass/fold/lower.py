@@ -27,14 +27,22 @@ def host_of(cell: Cell) -> Site | None:
     return next((s for s in cell.sites if s.is_batch_norm), None)
 
 
-def lower(cell: Cell, affine: Affine, writer: Writer, scope: Scope) -> list[Site] | Refusal:
+def lower(
+    cell: Cell, affine: Affine, writer: Writer, scope: Scope, *, host: Site | None = None
+) -> list[Site] | Refusal:
     """Replace a run by nodes for ``affine``.
+
+    Args:
+        cell: The run.
+        affine: What has to be done to its start from now on.
+        writer: Puts the nodes there.
+        scope: Where the run stands.
+        host: A batch normalization of the run that takes all of it; by default new Mul and Add nodes do.
 
     Returns:
         The new sites, with their exact affines; or a Refusal, and nothing was changed.
     """
-    host = host_of(cell)
-    if host is not None and cost_of(affine, as_batch_norm=True):
+    if host is not None and cost_of(affine):
         return _into_host(cell, host, affine, writer, scope)
     return _arithmetic(cell, affine, writer, scope)
 
@@ -60,12 +68,21 @@ def _into_host(cell: Cell, host: Site, affine: Affine, writer: Writer, scope: Sc
     for site in cell.sites:
         if site is not host:
             bypass(site.node, site.data)
-    return [Site(host.node, host.data_index, affine, host.dtype, is_batch_norm=True, is_rounded=True)]
+    return [
+        Site(
+            host.node,
+            host.data_index,
+            affine,
+            host.dtype,
+            is_batch_norm=True,
+            rounding=limits_of(scale.dtype.numpy()).eps,
+        )
+    ]
 
 
 def _arithmetic(cell: Cell, affine: Affine, writer: Writer, scope: Scope) -> list[Site] | Refusal:
     first, last = cell.sites[0].node, cell.sites[-1].node
-    dtype = next((s.dtype for s in cell.sites if not s.is_batch_norm), cell.start.dtype)
+    dtype = cell.sites[0].dtype or cell.start.dtype
     if dtype is None:
         return Refusal(RefusalId.DTYPE_WOULD_LOSE_PRECISION, label(first), "the type of its input is not known")
     steps = [("Mul", affine.scale, affine.has_scale), ("Add", affine.shift, affine.has_shift)]
@@ -80,7 +97,7 @@ def _arithmetic(cell: Cell, affine: Affine, writer: Writer, scope: Scope) -> lis
     for op_type, exact, rounded in wanted:
         node = writer.node(op_type, value, rounded, first, f"{label(last)}/{op_type}", scope)
         part = Affine(exact, np.asarray(zero)) if op_type == "Mul" else Affine(np.asarray(one), exact)
-        sites.append(Site(node, 0, part, dtype, is_rounded=True))
+        sites.append(Site(node, 0, part, dtype, rounding=limits_of(dtype.numpy()).eps))
         value = node.outputs[0]
     first.replace_input_with(cell.sites[0].data_index, value)
     for site in cell.sites:

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.fold.constants import FLOATS, Constant, broadcast_operand, find_float
-from bnpass.fold.graph import Scope, is_standard, label
+from bnpass.fold.constants import FLOATS, Constant, broadcast_operand, find, find_float
+from bnpass.fold.graph import Scope, is_standard, label, malformed
 from bnpass.fold.shapes import Shapes
 from bnpass.semantics.affine import Affine, Array, of_batch_norm, wide
 
@@ -31,17 +31,17 @@ class Site:
         node: The node; its first output is the affine's result.
         data_index: Input slot of the value the affine is applied to.
         affine: Scale and shift, of the rank of ``data`` or uniform; wide.
-        dtype: Type of its constants.
+        dtype: Type of the value it is applied to, if known.
         is_batch_norm: Whether it is spelled as one batch normalization.
-        is_rounded: Whether bnpass wrote it: then its constants are ``affine`` rounded.
+        rounding: Relative rounding of its constants against ``affine``: not 0 if bnpass wrote them.
     """
 
     node: ir.Node
     data_index: int
     affine: Affine
-    dtype: ir.DataType
+    dtype: ir.DataType | None
     is_batch_norm: bool = False
-    is_rounded: bool = False
+    rounding: float = 0.0
 
     @property
     def data(self) -> ir.Value:
@@ -59,7 +59,7 @@ class Site:
 
 def is_batch_norm(node: ir.Node) -> bool:
     """Whether the node is a batch normalization, of ONNX or of bnpass."""
-    return is_standard(node, "BatchNormalization") or (node.domain == "bnpass" and node.op_type == SYNC_BATCH_NORM)
+    return (node.domain, node.op_type) in (("", "BatchNormalization"), ("bnpass", SYNC_BATCH_NORM))
 
 
 def in_training(node: ir.Node, opset: int) -> bool:
@@ -81,14 +81,23 @@ def recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | N
         return _batch_norm(node, scope, shapes)
     if is_standard(node, "Add", "Sub", "Mul", "Div") and len(node.inputs) == 2:
         return _arithmetic(node, scope, shapes)
-    if is_standard(node, "Neg") and node.inputs[0] is not None and node.inputs[0].dtype in FLOATS:
-        one = np.ones((), wide(node.inputs[0].dtype.numpy()))
-        return Site(node, 0, Affine(-one, 0 * one), node.inputs[0].dtype)
+    if is_standard(node, "Neg") and node.inputs[0] is not None:
+        return _negation(node, node.inputs[0], scope)
     return None
+
+
+def _negation(node: ir.Node, data: ir.Value, scope: Scope) -> Site | None:
+    dtype = data.dtype
+    if (dtype is not None and dtype not in FLOATS) or isinstance(find(data, scope), Constant):
+        return None
+    one = np.ones((), wide(dtype.numpy()) if dtype is not None else np.float64)
+    return Site(node, 0, Affine(-one, 0 * one), dtype)
 
 
 def _batch_norm(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal:
     where = label(node)
+    if (trouble := malformed(node)) is not None:
+        return Refusal(RefusalId.UNSUPPORTED_OP, where, trouble)
     if in_training(node, scope.opset):
         return Refusal(RefusalId.TRAINING_MODE, where, "it normalizes with the statistics of the batch (training mode)")
     for extra in node.outputs[1:]:
@@ -144,7 +153,9 @@ def _of_parameters(
     shape = [1] * rank
     shape[axis] = scale.size
     placed = Affine(affine.scale.reshape(shape), affine.shift.reshape(shape))
-    return Site(node, 0, placed, parameters[0].dtype, is_batch_norm=True)
+    # from version 15 on scale need not have the type of X
+    dtype = parameters[0].dtype if data.dtype is None and scope.opset < 15 else data.dtype
+    return Site(node, 0, placed, dtype, is_batch_norm=True)
 
 
 def epsilon(node: ir.Node) -> float:

@@ -39,6 +39,8 @@ class Target:
 
     absorption: Absorption
     numbers: Numbers
+    copies: int = 0
+    """Bytes of a shared weight that has to be cloned."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ class Solver:
         target = planned if isinstance(planned, Refusal) else self._priced(planned, scope)
         if isinstance(target, Refusal):
             return target
+        if (refusal := self._over_budget([target])) is not None:
+            return refusal
         if _left_behind(target) >= cell.cost:
             return Refusal(
                 RefusalId.NO_GAIN,
@@ -178,13 +182,13 @@ class Solver:
     def _split(self, cell: Cell, scope: Scope, sites: dict[ir.Node, Site]) -> bool:
         """Send the scale on and leave ``x + t/s``, where only the shift is stopped by padding."""
         affine = cell.affine
-        if host_of(cell) is not None or cell.cost < 2 or not affine.has_scale or (affine.scale == 0).any():
+        if cell.cost < 2 or not affine.has_scale or (affine.scale == 0).any():
             return False
         stays = Affine(np.ones_like(affine.scale), affine.shift / affine.scale)
         targets = self._into_readers(cell, Affine(affine.scale, affine.shift * 0), scope, stays=stays)
         if isinstance(targets, Refusal):
             return False
-        names = _labels(cell)
+        names, batch_norms = _labels(cell), _batch_norms(cell)
         new = lower(cell, stays, self._writer, scope)
         if isinstance(new, Refusal):
             return False
@@ -192,7 +196,7 @@ class Solver:
         for target in targets:
             self._commit(target, scope, sites)
         into = tuple(label(node) for node in (*(s.node for s in new), *(_node_of(t) for t in targets)))
-        self.folded.append(Folded(names, into, "input", ()))
+        self.folded.append(Folded(names, into, "input", batch_norms))
         return True
 
     def _into_readers(
@@ -226,7 +230,7 @@ class Solver:
                 if refusal is not None:
                     return refusal
                 targets.append(step)
-        return targets
+        return self._over_budget(targets) or targets
 
     def _reader(self, cell: Cell, node: ir.Node, index: int, here: Affine, scope: Scope) -> Affine | Target | Refusal:
         """Ask one reader: a layout op carries the affine on, a linear op takes it in."""
@@ -261,13 +265,13 @@ class Solver:
         """Write a cell in its cheapest form, if that is cheaper than how it is spelled."""
         if cost_of(cell.affine, as_batch_norm=host_of(cell) is not None) >= cell.cost:
             return False
-        if not cost_of(cell.affine) and cell.end.is_graph_output() and cell.start.producer() is None:
-            return False  # an output must come from a node
+        if not cost_of(cell.affine) and cell.end.is_graph_output() and not _may_be_output(cell):
+            return False
         way = Way(cell.path, _affines(cell), cell.start, cell.affine)
         if check_way(way, scope, self._shapes, at_start=cell.affine, tolerance=_tolerance(cell)) is not None:
             return False
         names, batch_norms = _labels(cell), _batch_norms(cell)
-        new = lower(cell, cell.affine, self._writer, scope)
+        new = lower(cell, cell.affine, self._writer, scope, host=host_of(cell))
         if isinstance(new, Refusal):
             return False
         self._exchange(cell, new, sites)
@@ -287,29 +291,41 @@ class Solver:
         return linear if isinstance(linear, Refusal) else Absorption.of(linear)
 
     def _priced(self, absorption: Absorption, scope: Scope) -> Target | Refusal:
-        """Compute the numbers of a plan, within the clone budget."""
-        node, linear = absorption.linear.node, absorption.linear
-        value = node.inputs[linear.weight_index]
-        if value is not None and len(value.uses()) > 1 and not is_private(value, scope):
-            size = linear.weight.dtype.itemsize
-            for d in linear.weight.shape:
-                size *= d
-            if size > self._budget:
-                return Refusal(
-                    RefusalId.CLONE_BUDGET,
-                    label(node),
-                    f"the weight of {_name(node)} is shared, and a copy of {size:.0f} bytes is more than what is left "
-                    f"of the clone budget ({self._budget})",
-                )
+        """Compute the numbers of a plan and what it costs in copies."""
+        linear = absorption.linear
         numbers = compute(absorption)
-        return numbers if isinstance(numbers, Refusal) else Target(absorption, numbers)
+        if isinstance(numbers, Refusal):
+            return numbers
+        if numbers.shift is not None and (linear.out_axis != -1 or numbers.shift.ndim > 1):
+            data = linear.node.inputs[linear.data_index]
+            rank = self._shapes.rank(data, scope) if data is not None else None
+            if rank is None or rank < 2:
+                return Refusal(
+                    RefusalId.AXIS_NOT_PROVABLE,
+                    label(linear.node),
+                    f"{_name(linear.node)} would need an Add behind it, but the rank of its data is not known to be 2",
+                )
+        value = linear.node.inputs[linear.weight_index]
+        shared = value is not None and len(value.uses()) > 1 and not is_private(value, scope)
+        return Target(absorption, numbers, linear.weight.nbytes if shared else 0)
+
+    def _over_budget(self, targets: list[Target]) -> Refusal | None:
+        """Refuse a plan whose copies of shared weights cost more than is left of the budget."""
+        total = sum(t.copies for t in targets)
+        if total <= self._budget:
+            return None
+        node = next(_node_of(t) for t in targets if t.copies)
+        return Refusal(
+            RefusalId.CLONE_BUDGET,
+            label(node),
+            f"the weight of {_name(node)} is shared, and copies of {total} bytes are more than what is left of the "
+            f"clone budget ({self._budget})",
+        )
 
     def _commit(self, target: Target, scope: Scope, sites: dict[ir.Node, Site]) -> None:
-        absorption, node = target.absorption, target.absorption.linear.node
-        value = node.inputs[absorption.linear.weight_index]
-        if value is not None and len(value.uses()) > 1:
-            self._budget -= value.const_value.nbytes if value.const_value is not None else 0
-        self._absorbed[node] = absorption
+        absorption = target.absorption
+        self._budget -= target.copies
+        self._absorbed[_node_of(target)] = absorption
         self._writer.weight(absorption, scope)
         self._writer.bias(absorption, target.numbers, scope)
         if target.numbers.shift is not None:
@@ -333,7 +349,7 @@ class Solver:
         if rank is not None and exact.ndim == 2:
             placed = exact.reshape((1,) * (rank - 2) + exact.shape)
             affine = Affine(placed.dtype.type(1).reshape(()), placed)
-            sites[add] = Site(add, 0, affine, linear.weight.dtype, is_rounded=True)
+            sites[add] = Site(add, 0, affine, linear.weight.dtype, rounding=limits_of(linear.weight.dtype.numpy()).eps)
 
     def _carry_out(
         self, cell: Cell, targets: list[Target], side: str, scope: Scope, sites: dict[ir.Node, Site]
@@ -381,6 +397,12 @@ def _affines(cell: Cell) -> frozenset[ir.Node]:
     return frozenset(s.node for s in cell.sites)
 
 
+def _may_be_output(cell: Cell) -> bool:
+    """Whether the start of a cell can become the graph output that its end is: made here, and not one already."""
+    producer = cell.start.producer()
+    return producer is not None and producer.graph is cell.graph and not cell.start.is_graph_output()
+
+
 def _labels(cell: Cell) -> tuple[str, ...]:
     return tuple(label(s.node) for s in cell.sites)
 
@@ -410,8 +432,7 @@ def _left_behind(target: Target) -> int:
 
 def _tolerance(cell: Cell) -> float:
     """Return what the nodes of a cell may deviate from its affine: more where bnpass itself has rounded before."""
-    rounded = [4 * limits_of(s.dtype.numpy()).eps for s in cell.sites if s.is_rounded]
-    return max([TOLERANCE, *rounded])
+    return max([TOLERANCE, *(4 * s.rounding for s in cell.sites)])
 
 
 def _no_neighbour(cell: Cell, why: str) -> Refusal:
