@@ -150,6 +150,8 @@ def _of_parameters(
             where,
             f"the rank of '{data.name}' is {told}: channel axis {axis} is not there",
         )
+    if scope.opset < 9 and not node.attributes.get_int("spatial", 1) and rank != 2:
+        return Refusal(RefusalId.UNSUPPORTED_OP, where, "it normalizes each activation (spatial=0), not each channel")
     shape = [1] * rank
     shape[axis] = scale.size
     placed = Affine(affine.scale.reshape(shape), affine.shift.reshape(shape))
