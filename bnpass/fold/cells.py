@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnpass.errors import Refusal
-from bnpass.fold.graph import Scope, blocked_use, is_standard
+from bnpass.fold.graph import Scope, blocked_use, is_standard, label
+from bnpass.fold.path_check import TOLERANCE
 from bnpass.fold.recognize import Site
 from bnpass.fold.rules import CARRIERS
-from bnpass.fold.rules.layout import Step, Way
+from bnpass.fold.rules.layout import Direction, Step
 from bnpass.fold.shapes import Shapes
 from bnpass.semantics.affine import Affine
 
@@ -53,6 +54,32 @@ class Cell:
         """Operations per element that the run costs as it is spelled."""
         return sum(site.cost for site in self.sites)
 
+    @property
+    def nodes(self) -> frozenset[ir.Node]:
+        """The affine nodes."""
+        return frozenset(s.node for s in self.sites)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How the affine nodes are addressed."""
+        return tuple(label(s.node) for s in self.sites)
+
+    @property
+    def batch_norms(self) -> tuple[str, ...]:
+        """How those that are batch normalizations are addressed."""
+        return tuple(label(s.node) for s in self.sites if s.is_batch_norm)
+
+    @property
+    def tolerance(self) -> float:
+        """What the nodes may deviate from the affine: more where bnpass itself has rounded before."""
+        return max([TOLERANCE, *(4 * s.rounding for s in self.sites)])
+
+    @property
+    def start_may_be_output(self) -> bool:
+        """Whether the start can become the graph output that the end is: made in this graph, and not one already."""
+        producer = self.start.producer()
+        return producer is not None and producer.graph is self.graph and not self.start.is_graph_output()
+
 
 def carrier_behind(value: ir.Value) -> ir.Node | None:
     """Return the layout op that is the only reader of ``value``, if there is one."""
@@ -65,7 +92,17 @@ def carrier_behind(value: ir.Value) -> ir.Node | None:
 def carry_back(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: Shapes) -> Affine | Refusal:
     """Bring an affine of the last node's output before the first; the first refusal met on the way back."""
     for node in reversed(nodes):
-        carried = CARRIERS[node.op_type](Step(node, Way.BACKWARD, scope, shapes), affine)
+        carried = CARRIERS[node.op_type](Step(node, Direction.BACKWARD, scope, shapes), affine)
+        if isinstance(carried, Refusal):
+            return carried
+        affine = carried
+    return affine
+
+
+def carry_on(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: Shapes) -> Affine | Refusal:
+    """Bring an affine of the first node's input behind the last; the first refusal met on the way."""
+    for node in nodes:
+        carried = CARRIERS[node.op_type](Step(node, Direction.FORWARD, scope, shapes), affine)
         if isinstance(carried, Refusal):
             return carried
         affine = carried

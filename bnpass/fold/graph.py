@@ -52,6 +52,16 @@ def label(node: ir.Node) -> str:
     return next((v.name for v in node.outputs if v.name), node.op_type)
 
 
+def described(node: ir.Node) -> str:
+    """Return a node as sentences name it."""
+    return f"{node.op_type} '{label(node)}'"
+
+
+def nodes_of(scope: Scope) -> list[ir.Node]:
+    """Return all nodes of a scope in graph order, subgraphs included."""
+    return list(ir.traversal.RecursiveGraphIterator(scope.graph))
+
+
 def is_standard(node: ir.Node, *op_types: str) -> bool:
     """Whether the node is one of these ops of the default domain, and formed so that its attributes can be read."""
     return node.domain == "" and node.op_type in op_types and malformed(node) is None

@@ -23,7 +23,7 @@ from bnpass.semantics.affine import Affine, Array
 from bnpass.semantics.regroup import regroup
 
 
-class Way(Enum):
+class Direction(Enum):
     """The direction in which an affine travels through a carrier."""
 
     FORWARD = "forward"
@@ -35,7 +35,7 @@ class Step:
     """One passage through a carrier."""
 
     node: ir.Node
-    way: Way
+    direction: Direction
     scope: Scope
     shapes: Shapes
 
@@ -77,7 +77,7 @@ def cast(step: Step, affine: Affine) -> Affine | Refusal:
     before = source.dtype if source is not None else None
     to = step.node.attributes.get("to")
     after = ir.DataType(to.as_int()) if to is not None and isinstance(to.value, int) else target.dtype
-    here, there = (before, after) if step.way is Way.FORWARD else (after, before)
+    here, there = (before, after) if step.direction is Direction.FORWARD else (after, before)
     if here is None or there is None or there not in _WIDER.get(here, ()):
         told = f"{before.name if before else 'unknown'} to {after.name if after else 'unknown'}"
         return refuse(
@@ -94,18 +94,18 @@ def transpose(step: Step, affine: Affine) -> Affine | Refusal:
     perm = step.node.attributes.get_ints("perm", tuple(reversed(range(rank))))
     if rank and sorted(perm) != list(range(rank)):
         return _not_proved(step, f"permutes {list(perm)}, which does not fit rank {rank}")
-    order = perm if step.way is Way.FORWARD else np.argsort(perm)
+    order = perm if step.direction is Direction.FORWARD else np.argsort(perm)
     return _each(affine, lambda a: np.transpose(a, order), step)
 
 
 def unsqueeze(step: Step, affine: Affine) -> Affine | Refusal:
     """Unsqueeze adds axes of length 1."""
-    return _axes_of_one(step, affine, adds=step.way is Way.FORWARD)
+    return _axes_of_one(step, affine, adds=step.direction is Direction.FORWARD)
 
 
 def squeeze(step: Step, affine: Affine) -> Affine | Refusal:
     """Squeeze takes axes of length 1 away."""
-    return _axes_of_one(step, affine, adds=step.way is Way.BACKWARD)
+    return _axes_of_one(step, affine, adds=step.direction is Direction.BACKWARD)
 
 
 def _axes_of_one(step: Step, affine: Affine, *, adds: bool) -> Affine | Refusal:
@@ -133,7 +133,7 @@ def _regrouped(step: Step, affine: Affine, target: Callable[[Step, Dims], Dims |
     new = target(step, old) if old is not None else None
     if old is None or new is None:
         return _not_proved(step, "has an input or output shape that is not known")
-    here, there = (old, new) if step.way is Way.FORWARD else (new, old)
+    here, there = (old, new) if step.direction is Direction.FORWARD else (new, old)
     scale, shift = regroup(affine.scale, here, there), regroup(affine.shift, here, there)
     if scale is None or shift is None:
         told = f"{_told(old)} to {_told(new)}"

@@ -1,0 +1,95 @@
+"""Carry plans out: take cells out of the graph and give their affines to the linear ops, or write them cheaper."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal
+from bnpass.fold.absorb import Absorption
+from bnpass.fold.cells import Cell
+from bnpass.fold.graph import Scope, bypass, label
+from bnpass.fold.lower import host_of, lower
+from bnpass.fold.plan import Ledger, Plan, Target
+from bnpass.fold.recognize import Site
+from bnpass.fold.result import Folded
+from bnpass.fold.shapes import Shapes
+from bnpass.fold.write import Writer
+from bnpass.semantics.affine import Affine, limits_of
+
+
+@dataclass(frozen=True, eq=False)
+class Committer:
+    """Edits one scope.
+
+    Attributes:
+        scope: The scope.
+        shapes: What is known about shapes.
+        ledger: Where commitments are recorded.
+        writer: Puts constants and nodes into the model.
+        sites: The affines of the scope, kept up to date.
+    """
+
+    scope: Scope
+    shapes: Shapes
+    ledger: Ledger
+    writer: Writer
+    sites: dict[ir.Node, Site]
+
+    def carry_out(self, plan: Plan) -> Folded | None:
+        """Carry a plan out; None, and nothing is changed, if what should stay cannot be written."""
+        names, batch_norms = plan.cell.labels, plan.cell.batch_norms
+        new: list[Site] = []
+        if plan.stays is None:
+            for site in plan.cell.sites:
+                bypass(site.node, site.data)
+        else:
+            written = lower(plan.cell, plan.stays, self.writer, self.scope)
+            if isinstance(written, Refusal):
+                return None
+            new = written
+        self._exchange(plan.cell, new)
+        for target in plan.targets:
+            self._give(target)
+        into = (*(s.node for s in new), *(t.node for t in plan.targets))
+        return Folded(names, tuple(label(node) for node in into), plan.side, batch_norms)
+
+    def join(self, cell: Cell) -> Folded | None:
+        """Write a cell in its cheapest form; None, and nothing is changed, if that cannot be."""
+        names, batch_norms = cell.labels, cell.batch_norms
+        new = lower(cell, cell.affine, self.writer, self.scope, host=host_of(cell))
+        if isinstance(new, Refusal):
+            return None
+        self._exchange(cell, new)
+        gone = batch_norms[1:] if any(s.is_batch_norm for s in new) else batch_norms
+        return Folded(names, tuple(label(s.node) for s in new), "joined", gone)
+
+    def _exchange(self, cell: Cell, new: list[Site]) -> None:
+        for site in cell.sites:
+            del self.sites[site.node]
+        self.sites.update({site.node: site for site in new})
+
+    def _give(self, target: Target) -> None:
+        self.ledger.budget -= target.copies
+        self.ledger.absorbed[target.node] = target.absorption
+        self.writer.weight(target.absorption, self.scope)
+        self.writer.bias(target.absorption, target.numbers, self.scope)
+        self._add_behind(target)
+
+    def _add_behind(self, target: Target) -> None:
+        """Put the shift of an op without a bias slot into one Add right behind it."""
+        absorption, shift, node = target.absorption, target.numbers.shift, target.node
+        if shift is None:
+            return
+        linear, zero = absorption.linear, absorption.out.shift[:1] * 0
+        # the Add carries the shifts from now on, exactly, so the op itself forgets them
+        self.ledger.absorbed[node] = Absorption(
+            linear, Affine(absorption.into.scale, zero), Affine(absorption.out.scale, zero)
+        )
+        dtype = linear.weight.dtype
+        exact = shift[..., None, :] if linear.out_axis == -1 else shift[..., :, None]
+        add = self.writer.node_behind("Add", node.outputs[0], exact, dtype, f"{label(node)}/Add", self.scope)
+        rank = self.shapes.rank(node.outputs[0], self.scope)
+        if rank is not None and exact.ndim == 2:
+            placed = exact.reshape((1,) * (rank - 2) + exact.shape) if rank >= 2 else exact.reshape(-1)
+            affine = Affine(placed.dtype.type(1).reshape(()), placed)
+            self.sites[add] = Site(add, 0, affine, dtype, rounding=limits_of(dtype.numpy()).eps)
