@@ -43,7 +43,7 @@ class Committer:
             for site in plan.cell.sites:
                 bypass(site.node, site.data)
         else:
-            written = lower(plan.cell, plan.stays, self.writer, self.scope)
+            written = lower(plan.cell, plan.stays, self.writer, self.scope, dtype=self._dtype(plan.cell))
             if isinstance(written, Refusal):
                 return None
             new = written
@@ -56,12 +56,15 @@ class Committer:
     def join(self, cell: Cell) -> Folded | None:
         """Write a cell in its cheapest form; None, and nothing is changed, if that cannot be."""
         names, batch_norms = cell.labels, cell.batch_norms
-        new = lower(cell, cell.affine, self.writer, self.scope, host=host_of(cell))
+        new = lower(cell, cell.affine, self.writer, self.scope, dtype=self._dtype(cell), host=host_of(cell))
         if isinstance(new, Refusal):
             return None
         self._exchange(cell, new)
         gone = batch_norms[1:] if any(s.is_batch_norm for s in new) else batch_norms
         return Folded(names, tuple(label(s.node) for s in new), "joined", gone)
+
+    def _dtype(self, cell: Cell) -> ir.DataType | None:
+        return cell.sites[0].dtype or self.shapes.dtype(cell.start, self.scope)
 
     def _exchange(self, cell: Cell, new: list[Site]) -> None:
         for site in cell.sites:

@@ -8,7 +8,7 @@ batch normalization spelled out in single ops loses nothing on the way.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,8 @@ class Constant:
             yield np.asarray(self.source.numpy())
         finally:
             if isinstance(self.source, ir.ExternalTensor):
-                self.source.release()
+                with suppress(BufferError):  # onnx_ir's own minds that the caller still holds the numbers
+                    self.source.release()
 
     def array(self) -> Array:
         """Return a copy of the numbers, wide."""

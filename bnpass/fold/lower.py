@@ -28,7 +28,13 @@ def host_of(cell: Cell) -> Site | None:
 
 
 def lower(
-    cell: Cell, affine: Affine, writer: Writer, scope: Scope, *, host: Site | None = None
+    cell: Cell,
+    affine: Affine,
+    writer: Writer,
+    scope: Scope,
+    *,
+    dtype: ir.DataType | None,
+    host: Site | None = None,
 ) -> list[Site] | Refusal:
     """Replace a run by nodes for ``affine``.
 
@@ -37,6 +43,7 @@ def lower(
         affine: What has to be done to its start from now on.
         writer: Puts the nodes there.
         scope: Where the run stands.
+        dtype: The type of the run's start.
         host: A batch normalization of the run that takes all of it; by default new Mul and Add nodes do.
 
     Returns:
@@ -44,7 +51,7 @@ def lower(
     """
     if host is not None and cost_of(affine):
         return _into_host(cell, host, affine, writer, scope)
-    return _arithmetic(cell, affine, writer, scope)
+    return _arithmetic(cell, affine, dtype, writer, scope)
 
 
 def _into_host(cell: Cell, host: Site, affine: Affine, writer: Writer, scope: Scope) -> list[Site] | Refusal:
@@ -80,9 +87,10 @@ def _into_host(cell: Cell, host: Site, affine: Affine, writer: Writer, scope: Sc
     ]
 
 
-def _arithmetic(cell: Cell, affine: Affine, writer: Writer, scope: Scope) -> list[Site] | Refusal:
+def _arithmetic(
+    cell: Cell, affine: Affine, dtype: ir.DataType | None, writer: Writer, scope: Scope
+) -> list[Site] | Refusal:
     first, last = cell.sites[0].node, cell.sites[-1].node
-    dtype = cell.sites[0].dtype or cell.start.dtype
     if dtype is None:
         return Refusal(RefusalId.DTYPE_WOULD_LOSE_PRECISION, label(first), "the type of its input is not known")
     steps = [("Mul", affine.scale, affine.has_scale), ("Add", affine.shift, affine.has_shift)]

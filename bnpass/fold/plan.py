@@ -1,8 +1,8 @@
 """Plan where a cell can vanish: nothing is edited here.
 
 Backward, a cell goes through layout ops into the linear op that made its value. Forward, it goes through layout ops
-into every linear op that reads its result; if padding stops the shift there, the scale goes alone and ``x + t/s`` stays.
-A plan is complete, computed, judged and checked, or it is a refusal.
+into every linear op that reads its result; if padding stops the shift there, the scale goes alone and ``x + t/s``
+stays. A plan is complete, computed, judged and checked, or it is a refusal.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is known about shapes: declared ones first, then ONNX's own inference, run at most once and only if asked.
+"""What is known about shapes and types: declared first, then by ONNX's own inference, run at most once and only if asked.
 
 Dimensions are ints, names, or None. The model is not annotated: what was inferred is kept beside it.
 """
@@ -33,14 +33,14 @@ class Shapes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._inferred: dict[str, Dims] | None = None
+        self._inferred: dict[str, ir.Value] | None = None
 
     def dims(self, value: ir.Value, scope: Scope) -> Dims | None:
         """Return all that can be known of the dimensions of a value; None if not even its rank is."""
         near = self.near(value, scope)
         if near is not None and None not in near:
             return near
-        inferred = None if scope.is_function or value.name is None else self._infer().get(value.name)
+        inferred = self._inferred_dims(value, scope)
         if near is None or inferred is None or len(near) != len(inferred):
             return inferred if near is None else near
         return tuple(b if a is None else a for a, b in zip(near, inferred, strict=True))
@@ -50,14 +50,29 @@ class Shapes:
         if value.shape is not None:
             return _dims(value.shape)
         local = self._local(value, scope)
-        if local is not None or scope.is_function or value.name is None:
-            return local
-        return self._infer().get(value.name)
+        return self._inferred_dims(value, scope) if local is None else local
 
     def rank(self, value: ir.Value, scope: Scope) -> int | None:
         """Return the rank of a value, if known."""
         near = self.near(value, scope)
         return None if near is None else len(near)
+
+    def dtype(self, value: ir.Value, scope: Scope) -> ir.DataType | None:
+        """Return the element type of a value, if known."""
+        if value.dtype is not None:
+            return value.dtype
+        node = value.producer()
+        if node is not None and is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+            for operand_value in node.inputs:
+                found = find(operand_value, scope) if operand_value is not None else None
+                if isinstance(found, Constant):
+                    return found.dtype
+        inferred = self._infer(value, scope)
+        return None if inferred is None else inferred.dtype
+
+    def _inferred_dims(self, value: ir.Value, scope: Scope) -> Dims | None:
+        inferred = self._infer(value, scope)
+        return None if inferred is None or inferred.shape is None else _dims(inferred.shape)
 
     def _local(self, value: ir.Value, scope: Scope) -> Dims | None:
         """Read off what the neighbours of a value say: enough for function bodies, which carry no shapes."""
@@ -76,19 +91,16 @@ class Shapes:
                 return _into_convolution(use.node, scope)
         return None
 
-    def _infer(self) -> dict[str, Dims]:
+    def _infer(self, value: ir.Value, scope: Scope) -> ir.Value | None:
+        """Return what ONNX's inference says of a value; it does not reach into functions."""
+        if scope.is_function or value.name is None:
+            return None
         if self._inferred is None:
             clone = self._model.clone()
             logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
             ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
-            self._inferred = {
-                v.name: _dims(v.shape)
-                for graph in clone.graphs()
-                for node in graph
-                for v in node.outputs
-                if v.name and v.shape is not None
-            }
-        return self._inferred
+            self._inferred = {v.name: v for g in clone.graphs() for node in g for v in node.outputs if v.name}
+        return self._inferred.get(value.name)
 
 
 def _dims(shape: ir.Shape) -> Dims:

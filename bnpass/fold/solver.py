@@ -2,7 +2,8 @@
 
 In each round every cell is asked backward, in graph order; those that stay are asked forward, from the end of the
 graph on; and what stays then is joined into its cheapest form. Rounds are repeated until nothing changes, so that a
-second fold of the result finds nothing to do. Nothing is committed unless fewer operations per element are left than before.
+second fold of the result finds nothing to do. Nothing is committed unless fewer operations per element are left
+than before.
 """
 
 import fnmatch

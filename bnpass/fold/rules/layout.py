@@ -74,7 +74,7 @@ def dropout(step: Step, affine: Affine) -> Affine | Refusal:
 def cast(step: Step, affine: Affine) -> Affine | Refusal:
     """Cast carries towards the wider float type."""
     source, target = step.node.inputs[0], step.node.outputs[0]
-    before = source.dtype if source is not None else None
+    before = step.shapes.dtype(source, step.scope) if source is not None else None
     to = step.node.attributes.get("to")
     after = ir.DataType(to.as_int()) if to is not None and isinstance(to.value, int) else target.dtype
     here, there = (before, after) if step.direction is Direction.FORWARD else (after, before)
