@@ -1,4 +1,4 @@
-"""What is known about shapes and types: declared first, then by ONNX's own inference, run at most once and only if asked.
+"""What is known about shapes and types: what is declared, then ONNX's inference, run at most once and only if asked.
 
 Dimensions are ints, names, or None. The model is not annotated: what was inferred is kept beside it.
 """
