@@ -12,13 +12,13 @@ import onnx
 import onnx_ir as ir
 
 from bnpass import census, model_io
-from bnpass.errors import SaveError, UsageError
+from bnpass.errors import SaveError, UsageError, VerificationError
 from bnpass.fold.inference import set_inference_mode
 from bnpass.fold.options import FoldOptions
 from bnpass.fold.result import Folded, Kept
 from bnpass.model_io.slots import slots
 from bnpass.passes import FoldBatchNorm
-from bnpass.report import Check, FileFact, Report
+from bnpass.report import Check, FileFact, Report, counted
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 Progress = Callable[[str, float], None]
@@ -162,7 +162,7 @@ def default_output(path: Path) -> Path:
 
 def _local_check(folding: FoldBatchNorm) -> Check:
     edits = len(folding.folded)
-    text = f"{edits} edits, op before against op after in float64"
+    text = f"{counted(edits, 'edit')}, op before against op after in float64"
     if edits:
         text += f"; largest deviation {folding.largest_error:.2f} of what one rounding permits"
     return Check("local", ran=True, text=text, details={"edits": edits, "largest_error": folding.largest_error})
@@ -199,11 +199,15 @@ def _whole_model_check(report: Report, original: Original, folded: Path | ir.Mod
         return Check(name, ran=False, text=f"it has no room for temporary files: {error.strerror}")
     if found.status is Status.NOT_RUN:
         return Check(name, ran=False, text=found.failure, details=found.to_json())
-    found.raise_for_mismatch()
-    text = f"{found.draws} draws in ONNX Runtime, seed {found.seed}, reference {found.reference}"
+    try:
+        found.raise_for_mismatch()
+    except VerificationError as error:
+        error.add_note("nothing was written, please report this")
+        raise
+    text = f"{counted(found.draws, 'draw')} in ONNX Runtime, seed {found.seed}, reference {found.reference}"
     if found.outputs:
-        worst = max(found.outputs, key=lambda o: o.max_rel_error)
-        text += f"; largest error {worst.max_rel_error:.2g} of '{worst.name}' (allowed {worst.allowed:.2g} absolute)"
+        closest = max(found.outputs, key=lambda o: o.max_abs_error / o.allowed if o.allowed else 0.0)
+        text += f"; largest error {closest.max_abs_error:.2g} of '{closest.name}', {closest.allowed:.2g} is allowed"
     return Check(name, ran=True, text=text, details=found.to_json())
 
 

@@ -104,7 +104,8 @@ class Report:
 
     def _sum(self) -> str:
         batch_norms = self.before.batch_norms - self.after.batch_norms
-        affines = sum(len(f.nodes) - len(f.batch_norms) for f in self.folded)
+        still = {k.node for k in self.kept} | {node for f in self.folded for node in f.nodes}  # or counted elsewhere
+        affines = sum(len(f.nodes) - len(f.batch_norms) - sum(n in still for n in f.into) for f in self.folded)
         kept = sum(k.op_type in ("BatchNormalization", "SyncBatchNormalization") for k in self.kept)
         return (
             f"batch normalization: {batch_norms} folded, {kept} kept; "
@@ -115,11 +116,16 @@ class Report:
 def versions() -> dict[str, str]:
     """Return the versions of what the result depends on."""
     import ml_dtypes  # only a written report asks
-    import numpy as np  # noqa: PLC0415
-    import onnx  # noqa: PLC0415
-    import onnx_ir as ir  # noqa: PLC0415
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
 
     return {module.__name__: str(module.__version__) for module in (ir, ml_dtypes, np, onnx)}
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 edit``, ``2 edits``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _plain(kept: Kept) -> dict[str, str]:

@@ -1,9 +1,8 @@
 """``bnpass explain IN``: say of every batch normalization and affine where it folds to, or why it stays."""
 
 import argparse
-from pathlib import Path
 
-from bnpass.cli.fold import add_selection, options_of
+from bnpass.cli.fold import add_input, add_selection, options_of
 from bnpass.errors import ExitCode, UsageError
 
 
@@ -15,7 +14,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="Say of every batch normalization and per-channel affine where it folds to, or why it stays. "
         "Nothing is written.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="the model")
+    add_input(parser)
     parser.add_argument("--node", metavar="NAME", help="this node only: its name, or its first output if it has none")
     add_selection(parser)
     parser.set_defaults(run=run)
@@ -25,7 +24,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
     from bnpass.api import fold  # --help must stay instant
 
-    result = fold(arguments.input, options_of(arguments), dry_run=True)
+    trusted = arguments.trust_external_data
+    result = fold(arguments.input, options_of(arguments), dry_run=True, trust_external_data=trusted)
     lines = [
         (node, f"'{node}' folds into {_targets(f.into)} ({_side(f.side)})") for f in result.folded for node in f.nodes
     ]

@@ -3,7 +3,8 @@
 import argparse
 import json
 import os
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="Fold inference batch normalization and per-channel affines into the weights around them. "
         "The result is written only after it was checked against the original.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="the model")
+    add_input(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="OUT", type=Path, help="the result (default: IN's stem.folded.onnx)")
     where.add_argument("--in-place", action="store_true", help="replace IN by the result")
@@ -33,11 +34,24 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_selection(parser)
     parser.add_argument(
-        "--check", metavar="N", type=_count, default=3,
+        "--check", metavar="N", type=count, default=3,
         help="random draws of the whole-model check in ONNX Runtime (default 3; 0: only the local check of each edit)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=_count, default=0, help="seed of those draws (default 0)")
+    parser.add_argument("--seed", type=count, default=0, help="seed of those draws (default 0)")
     parser.set_defaults(run=run)
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the model that is read."""
+    parser.add_argument("input", metavar="IN", type=Path, help="the model")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add how far the models that are read are trusted."""
+    parser.add_argument(
+        "--trust-external-data", action="store_true", help="accept symbolic and hard links as data files of a model"
+    )
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +68,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--exclude", metavar="PATTERN", action="append", default=[], help="leave matching nodes alone; likewise"
     )
     parser.add_argument(
-        "--clone-budget", metavar="BYTES", type=byte_count, default=64 << 20,
+        "--clone-budget", metavar="BYTES", type=bytecount, default=64 << 20,
         help="bytes that copies of shared weights may add, with K, M or G (default 64M)",
     )  # fmt: skip
 
@@ -83,24 +97,24 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         raise UsageError(f"{target}: the output is the input; say --in-place if it should be replaced")
     if arguments.report is not None:
         _check_report(arguments.report, (source, target), force=arguments.force)
-    with Progress(quiet=arguments.quiet) as progress:
+    with _report_file(arguments.report) as write, Progress(quiet=arguments.quiet) as progress:
         result = fold(
             source,
             options_of(arguments),
             output=None if arguments.dry_run else target,
             force=arguments.force or arguments.in_place,
             dry_run=arguments.dry_run,
+            trust_external_data=arguments.trust_external_data,
             fingerprint=arguments.report is not None,
             progress=progress,
+            on_checked=write,
         )
-    if arguments.report is not None:
-        _write(arguments.report, result.report)
     if not arguments.quiet:
         print(result.report.to_text())
     return ExitCode.DONE
 
 
-def byte_count(text: str) -> int:
+def bytecount(text: str) -> int:
     """Read a number of bytes such as ``64M``."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
@@ -113,7 +127,8 @@ def byte_count(text: str) -> int:
     return value
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read a whole number from 0 on."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
     return int(text)
@@ -127,18 +142,39 @@ def _check_report(report: Path, models: tuple[Path, ...], *, force: bool) -> Non
     """Refuse a report that could not be written before anything else is."""
     if any(_is_same(report, model) for model in models):
         raise UsageError(f"{report}: the report would overwrite a model")
+    if report.is_dir():
+        raise SaveError(f"{report}: is a folder; give the name of a file in it")
+    if not report.parent.is_dir():
+        raise SaveError(f"{report}: the folder {report.parent} does not exist; make it first")
     if report.exists() and not force:
         raise SaveError(f"{report}: exists already; give --force to overwrite it")
-    if not report.parent.is_dir() or report.is_dir():
-        raise SaveError(f"{report}: there is no folder for it, or it is one")
 
 
-def _write(path: Path, report: "Report") -> None:
-    temporary = path.with_name(f".bnpass-{os.getpid()}-{path.name}")
+@contextmanager
+def _report_file(path: Path | None) -> Iterator[Callable[["Report"], None]]:
+    """Give a function that writes the report beside its place, and put it there when all went well."""
+    temporary = None if path is None else path.with_name(f".bnpass-{os.getpid()}.json")
+
+    def write(report: "Report") -> None:
+        if temporary is not None:
+            text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
+            with _as_save_error(path):
+                temporary.write_text(text, encoding="utf-8")
+
     try:
-        temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        yield write
+        if path is not None and temporary is not None:
+            with _as_save_error(path):
+                temporary.replace(path)
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def _as_save_error(path: Path | None) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        print(f"bnpass: the model is written, but not its report {path}: {error.strerror}", file=sys.stderr)
-        raise SaveError(f"{path}: {error.strerror}") from error
+        raise SaveError(f"{path}: the report cannot be written: {error.strerror}") from error

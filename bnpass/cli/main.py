@@ -14,7 +14,7 @@ _EPILOG = """\
 exit codes:
   0   done, and checked unless that was switched off
   1   two models that should agree do not
-  2   the call is wrong, or needs a package that is not installed
+  2   the call cannot be carried out: it is wrong, or needs a package that is not installed
   3   the model is refused: invalid or unsafe
   4   a file cannot be read or written, or exists already
   70  internal error: a bug in bnpass
@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
+    code = ExitCode.DONE
     try:
-        code: ExitCode = options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()  # here, where a failure can still be told
     except BnpassError as error:
         print(f"bnpass: {_one_line(error)}", file=sys.stderr)
         return int(error.exit_code)
@@ -40,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bnpass: out of memory; nothing was written", file=sys.stderr)
         return int(ExitCode.IO)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a later flush must not complain again
-        return int(ExitCode.DONE)
+        _drop_unprinted()
+    except OSError as error:
+        _drop_unprinted()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bnpass: {where}{error.strerror or error}", file=sys.stderr)
+        return int(ExitCode.IO)
     except KeyboardInterrupt:
         print("bnpass: interrupted; nothing was written", file=sys.stderr)
         return 130
@@ -50,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bnpass: internal error ({type(error).__name__}): please report this", file=sys.stderr)
         return int(ExitCode.INTERNAL)
     return int(code)
+
+
+def _drop_unprinted() -> None:
+    """Send what cannot be printed nowhere, so that the flush at the end does not complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Callable
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
+from bnpass.cli.fold import add_trust, count
 from bnpass.errors import ExitCode, FileAccessError, UsageError
-
-T = TypeVar("T")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("original", metavar="A", type=Path, help="the original")
     parser.add_argument("new", metavar="B", type=Path, help="the model to judge")
     parser.add_argument("--draws", metavar="N", type=_positive, default=3, help="sets of random inputs (default 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first draw (default 0)")
+    parser.add_argument("--seed", type=count, default=0, help="seed of the first draw (default 0)")
     parser.add_argument(
         "--shape", metavar="NAME:D,D,…", type=_shape, action="append", default=[], help="shape of an input left open"
     )
@@ -38,17 +38,23 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where to run (default cpu)")
     parser.add_argument("--atol", type=float, help="absolute tolerance, in place of the bound")
     parser.add_argument("--rtol", type=float, help="tolerance relative to the largest element, in place of the bound")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
+    from bnpass.model_io import load
     from bnpass.verify import Status, verify  # --help must stay instant
 
+    original, new = (
+        load(path, trust_external_data=True) if arguments.trust_external_data else path
+        for path in (arguments.original, arguments.new)
+    )
     found = verify(
-        arguments.original,
-        arguments.new,
+        original,
+        new,
         draws=arguments.draws,
         seed=arguments.seed,
         shapes=dict(arguments.shape),
@@ -57,7 +63,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         atol=arguments.atol,
         rtol=arguments.rtol,
     )
-    print(json.dumps(found.to_json(), indent=2) if arguments.json else found.to_text())
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    elif found.status is not Status.NOT_RUN:
+        print(found.to_text())
     if found.status is Status.NOT_RUN:
         raise UsageError(found.failure)
     return ExitCode.DONE if found.ok else ExitCode.MISMATCH
@@ -72,31 +81,40 @@ def _positive(text: str) -> int:
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, dims = text.rpartition(":")
     try:
-        return name, tuple(int(d) for d in dims.split(",") if d)
-    except ValueError:
+        return name, tuple(count(d) for d in dims.split(",") if d)
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form name:1,3,224,224") from None
 
 
 def _data(words: list[str]) -> "dict[str, NDArray[np.generic]]":
-    import numpy as np  # --help must stay instant
-
     found: dict[str, NDArray[np.generic]] = {}
     for word in words:
-        name, colon, file = word.rpartition(":")
-        loaded = _reading(Path(file), lambda path: np.load(path, allow_pickle=False))
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            found.update(_reading(Path(file), lambda _: {key: loaded[key] for key in loaded.files}))  # noqa: B023
-        elif not colon:
-            raise UsageError(f"--data {word}: an array needs the name of its input, NAME:{word}")
+        name, _, file = ("", "", word) if Path(word).exists() else word.rpartition(":")
+        loaded = _load(Path(file))
+        if isinstance(loaded, dict) and not name:
+            found.update(loaded)
+        elif isinstance(loaded, dict):
+            raise UsageError(f"--data {word}: an .npz file names its arrays itself; give the file alone")
+        elif not name:
+            raise UsageError(f"--data {word}: an array needs the name of its input; give NAME:{word}")
         else:
             found[name] = loaded
     return found
 
 
-def _reading(path: Path, read: "Callable[[Path], T]") -> "T":
+def _load(path: Path) -> "NDArray[np.generic] | dict[str, NDArray[np.generic]]":
+    """Read the array of an .npy file, or those of an .npz file by name; nothing pickled."""
+    import numpy as np  # --help must stay instant
+
     try:
-        return read(path)
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                return {name: np.asarray(loaded[name]) for name in loaded.files}
+            return np.asarray(loaded)
     except OSError as error:
-        raise FileAccessError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"{path}: is no .npy or .npz file of plain numbers ({error})") from error
+        raise FileAccessError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise UsageError(
+            f"{path}: is no .npy or .npz file of plain numbers; write it with numpy.save or savez, nothing pickled"
+        ) from error
