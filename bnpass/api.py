@@ -178,13 +178,13 @@ def _with(report: Report, check: Check) -> Report:
 
 
 def _whole_model_check(report: Report, original: Original, folded: Path | ir.Model, progress: Progress) -> Check:
-    from bnpass.verify import Status, fits, verify  # only where it is asked for
-
     name, options = _WHOLE_MODEL, report.options
     if not options.check:
         return Check(name, ran=False, text="switched off (--check 0)")
     if importlib.util.find_spec("onnxruntime") is None:
         return Check(name, ran=False, text='ONNX Runtime is not installed: pip install "bnpass[cpu]"')
+    from bnpass.verify import Status, fits, verify  # importing it costs as much as folding a small model
+
     if not fits(report.before.constant_bytes):
         return Check(name, ran=False, text="two runs of this model do not fit into the free memory")
     progress("check", 0.0)

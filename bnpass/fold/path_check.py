@@ -15,7 +15,6 @@ from bnpass.errors import Refusal, RefusalId, VerificationError
 from bnpass.fold.constants import Constant, broadcast_operand, find_float, rearrange
 from bnpass.fold.graph import Scope, label
 from bnpass.fold.recognize import epsilon, is_batch_norm
-from bnpass.fold.rules import CARRIERS
 from bnpass.fold.shapes import Shapes
 from bnpass.semantics.affine import Affine, Array
 
@@ -65,9 +64,8 @@ def check_way(
     for shape in _candidates(way, scope, shapes):
         x = np.random.default_rng(0).standard_normal(shape)
         try:
-            before = _run(way.nodes, x, way.affines, scope, shapes)
-            reach = _run(way.nodes, np.abs(x), way.affines, scope, shapes, magnitude=True)
-            moved = _run(way.nodes, _apply(at_start, x), None, scope, shapes)
+            before, reach = _run(way.nodes, x, way.affines, scope, shapes)
+            moved = _run_without(way.nodes, _apply(at_start, x), way.affines, scope, shapes)
         except ValueError:  # a reshape that this guess of the unknown dimensions does not fit
             continue
         _compare(way, before, _apply(at_end, moved), reach, tolerance)
@@ -113,19 +111,24 @@ def _candidates(way: Way, scope: Scope, shapes: Shapes) -> Iterator[tuple[int, .
 
 
 def _run(
-    nodes: Sequence[ir.Node],
-    x: Array,
-    affines: frozenset[ir.Node] | None,
-    scope: Scope,
-    shapes: Shapes,
-    *,
-    magnitude: bool = False,
-) -> Array:
-    """Run layout ops, and those affine nodes that are given: on numbers, or on sums of magnitudes."""
+    nodes: Sequence[ir.Node], x: Array, affines: frozenset[ir.Node], scope: Scope, shapes: Shapes
+) -> tuple[Array, Array]:
+    """Run a way on numbers; return the result and, for each element of it, the sum of magnitudes it is made of."""
+    reach = np.abs(x)
     for node in nodes:
-        if affines is not None and node in affines:
-            x = _run_affine(node, x, scope, magnitude=magnitude)
-        elif node.op_type in CARRIERS:
+        if node in affines:
+            x, reach = _run_affine(node, x, reach, scope)
+        else:
+            x, reach = (_run_layout(node, y, scope, shapes) for y in (x, reach))
+    return x, reach
+
+
+def _run_without(
+    nodes: Sequence[ir.Node], x: Array, affines: frozenset[ir.Node], scope: Scope, shapes: Shapes
+) -> Array:
+    """Run a way with its affines left out."""
+    for node in nodes:
+        if node not in affines:
             x = _run_layout(node, x, scope, shapes)
     return x
 
@@ -138,27 +141,27 @@ def _run_layout(node: ir.Node, x: Array, scope: Scope, shapes: Shapes) -> Array:
     return x.reshape([d if isinstance(d, int) else -1 for d in dims])
 
 
-def _run_affine(node: ir.Node, x: Array, scope: Scope, *, magnitude: bool) -> Array:
+def _run_affine(node: ir.Node, x: Array, reach: Array, scope: Scope) -> tuple[Array, Array]:
     if is_batch_norm(node):
-        scale, B, mean, var = (n for v in node.inputs[1:5] if (n := _numbers(v, scope)) is not None)
-        axis = node.attributes.get_int("axis", -1) if node.domain == "bnpass" else 1
-        along = np.moveaxis(x, axis, -1)
-        deviation = np.sqrt(var + epsilon(node))
-        if magnitude:
-            result = (along + np.abs(mean)) / deviation * np.abs(scale) + np.abs(B)
-        else:
-            result = (along - mean) / deviation * scale + B
-        return np.moveaxis(result, -1, axis)
+        return _run_batch_norm(node, x, reach, scope)
     if node.op_type == "Neg":
-        return x if magnitude else -x
+        return -x, reach
     first, second = (_numbers(v, scope) for v in node.inputs)
-    left = x if first is None else first
     placed = None if second is None else broadcast_operand(node, second, x.ndim, scope)
-    right = x if placed is None else placed
-    if not magnitude:
-        return np.asarray(_OPERATIONS[node.op_type](left, right))
-    operation = np.add if node.op_type == "Sub" else _OPERATIONS[node.op_type]
-    return np.asarray(operation(np.abs(left), np.abs(right)))
+    left, right = (x if first is None else first), (x if placed is None else placed)
+    far_left, far_right = (reach if first is None else np.abs(first)), (reach if placed is None else np.abs(placed))
+    operation = _OPERATIONS[node.op_type]
+    widest = np.add if node.op_type == "Sub" else operation
+    return np.asarray(operation(left, right)), np.asarray(widest(far_left, far_right))
+
+
+def _run_batch_norm(node: ir.Node, x: Array, reach: Array, scope: Scope) -> tuple[Array, Array]:
+    scale, B, mean, var = (n for v in node.inputs[1:5] if (n := _numbers(v, scope)) is not None)
+    axis = node.attributes.get_int("axis", -1) if node.domain == "bnpass" else 1
+    deviation = np.sqrt(var + epsilon(node))
+    y = (np.moveaxis(x, axis, -1) - mean) / deviation * scale + B
+    far = (np.moveaxis(reach, axis, -1) + np.abs(mean)) / deviation * np.abs(scale) + np.abs(B)
+    return np.moveaxis(y, -1, axis), np.moveaxis(far, -1, axis)
 
 
 def _numbers(value: ir.Value | None, scope: Scope) -> Array | None:

@@ -77,6 +77,13 @@ def in_training(node: ir.Node, opset: int) -> bool:
 
 def recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | None:
     """Return the affine that a node is, why it cannot be taken as one, or None if it is something else."""
+    found = _recognize(node, scope, shapes)
+    if isinstance(found, Site):
+        shapes.note_alike(node.outputs[0], found.data)
+    return found
+
+
+def _recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | None:
     if is_batch_norm(node):
         return _batch_norm(node, scope, shapes)
     if is_standard(node, "Add", "Sub", "Mul", "Div") and len(node.inputs) == 2:

@@ -27,9 +27,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     proto, payloads = Layout(model).skeleton("", tokens)
     total = proto.ByteSize() + sum(tensor.nbytes for tensor in payloads)
     if total > PROTOBUF_MAX:
-        raise SaveError(
-            f"the model has {total} bytes, a ModelProto holds up to 2 GiB; save it to a file instead"
-        )
+        raise SaveError(f"the model has {total} bytes, a ModelProto holds up to 2 GiB; save it to a file instead")
     for tensor in tensors_of(proto, "the model"):
         index = tokens.index(tensor.raw_data) if tensor.HasField("raw_data") else None
         if index is not None:

@@ -81,7 +81,9 @@ class DataFiles:
         try:
             status = resolved.stat()
             if not stat.S_ISREG(status.st_mode):  # before opening: a device may act on it
-                raise UnsafeModelError(f"{subject}: {location!r} is not a regular file")
+                raise UnsafeModelError(
+                    f"{subject}: {location!r} is not a regular file; keep the data in the model's folder"
+                )
             if status.st_nlink > 1 and not self.trust_links:
                 raise UnsafeModelError(
                     f"{subject}: {location!r} is a hard link, it has {status.st_nlink} names; {_TRUST}"
@@ -108,11 +110,9 @@ def _check_text(location: str, subject: str) -> None:
     """Refuse what no honest location contains, before any file is looked at."""
     windows = PureWindowsPath(location)  # splits at both kinds of slash
     if not location or "\0" in location:
-        raise UnsafeModelError(f"{subject}: {location!r} is not the name of a file")
+        raise UnsafeModelError(f"{subject}: {location!r} is not the name of a file; export the model again")
     if location.startswith("/") or windows.drive or windows.root:
-        raise UnsafeModelError(
-            f"{subject}: {location!r} is an absolute path; it must be relative to the model"
-        )
+        raise UnsafeModelError(f"{subject}: {location!r} is an absolute path; it must be relative to the model")
     if ".." in windows.parts:
         raise UnsafeModelError(f"{subject}: {location!r} contains '..'; keep the data in the model's folder")
 
@@ -121,12 +121,13 @@ def _check_range(tensor: External, size: int, subject: str) -> None:
     expected = byte_count(tensor.dtype, tensor.dims)
     if tensor.length is not None and tensor.length != expected:
         raise UnsafeModelError(
-            f"{subject}: length is {tensor.length}, but its shape and type take {expected} bytes"
+            f"{subject}: length is {tensor.length}, but its shape and type take {expected} bytes; "
+            "export the model again"
         )
     if tensor.offset + expected > size:
         raise UnsafeModelError(
             f"{subject}: bytes {tensor.offset} to {tensor.offset + expected} are asked for, "
-            f"but {tensor.location!r} has {size}"
+            f"but {tensor.location!r} has {size}; copy or export it again"
         )
 
 
@@ -138,15 +139,14 @@ def external_of(proto: onnx.TensorProto, model: str, dtype: ir.DataType) -> Exte
     """
     entries = {entry.key: entry.value for entry in proto.external_data}
     if unknown := sorted(set(entries) - _KEYS):
-        logger.warning(
-            "%s: tensor %r: ignoring unknown external data keys %.200s", model, proto.name, unknown
-        )
+        logger.warning("%s: tensor %r: ignoring unknown external data keys %.200s", model, proto.name, unknown)
     numbers: dict[str, int | None] = {}
     for key in ("offset", "length"):
         text = entries.get(key)
         if text is not None and not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
             raise UnsafeModelError(
-                f"{model}: external data of tensor {proto.name!r}: {key} is {text[:40]!r}, not a whole number"
+                f"{model}: external data of tensor {proto.name!r}: {key} is {text[:40]!r}, not a whole number; "
+                "export the model again"
             )
         numbers[key] = None if text is None else int(text)
     location = entries.get("location", "")

@@ -69,9 +69,7 @@ class Writer:
         else:
             self.write(tensor.tobytes())
         if self.count - before != size:
-            raise ModelError(
-                f"tensor {tensor.name!r} has {self.count - before} bytes where shape and type take {size}"
-            )
+            raise ModelError(f"tensor {tensor.name!r} has {self.count - before} bytes where shape and type take {size}")
 
     def _kernel_copy(self, tensor: StoredTensor) -> int:
         """Copy as much as the kernel is willing to; return how much that was."""
@@ -183,9 +181,7 @@ def plan(model: ir.Model, policy: Policy, threshold: int) -> Layout:
         The layout.
     """
     found = [slot for slot in slots(model) if _movable(slot.tensor)]
-    held = HELD_EXTERNAL_DATA in model.graph.meta or any(
-        isinstance(s.tensor, ir.ExternalTensor) for s in found
-    )
+    held = HELD_EXTERNAL_DATA in model.graph.meta or any(isinstance(s.tensor, ir.ExternalTensor) for s in found)
     total = sum(slot.tensor.nbytes for slot in found)
     layout = Layout(model)
     if policy == "never" or (policy == "auto" and not held and total <= INLINE_MAX):

@@ -101,9 +101,7 @@ def _parse(path: Path, file: DataFile, tokens: Tokens) -> tuple[onnx.ModelProto,
         proto = onnx.ModelProto.FromString(skeleton)
     except (MalformedError, DecodeError) as error:
         reason = f": {error}" if isinstance(error, MalformedError) else ""
-        raise ModelError(
-            f"{path}: is not an ONNX model, or is cut off{reason}; export or download it again"
-        ) from error
+        raise ModelError(f"{path}: is not an ONNX model, or is cut off{reason}; export or download it again") from error
     known = proto.ByteSize()
     proto.DiscardUnknownFields()  # in place: the message is ours
     if proto.HasField("graph") and proto.ByteSize() != known:

@@ -91,9 +91,7 @@ class Staged:
         try:
             _sync_folder(target.parent)
         except OSError as error:
-            raise SaveError(
-                f"{target}: is written, but might not survive a power failure: {error.strerror}"
-            ) from error
+            raise SaveError(f"{target}: is written, but might not survive a power failure: {error.strerror}") from error
         for path in stale:
             with suppress(OSError):
                 path.unlink()
@@ -187,8 +185,7 @@ def _write(layout: Layout, target: Path, mode: int | None, written: list[Path], 
     pieces, length = layout.pieces(data[0].name if data else "")
     if length > PROTOBUF_MAX:
         raise SaveError(
-            f"{target}: the file would have {length} bytes, protobuf reads up to 2 GiB; "
-            "use external_data='always' (--external-data always)"
+            f"{target}: the file would have {length} bytes, protobuf reads up to 2 GiB; use external_data='always'"
         )
     temporary = _temporary(target, ".onnx")
     with _created(temporary, mode, written) as fd:
@@ -321,8 +318,6 @@ def _as_save_error(target: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise SaveError(
-            f"{target}: exists already; choose another name or allow it with force (--force)"
-        ) from error
+        raise SaveError(f"{target}: exists already; choose another name or allow it with force (--force)") from error
     except OSError as error:
         raise SaveError(f"{target}: cannot be written: {error.strerror}; nothing was changed") from error

@@ -60,9 +60,7 @@ def _put_attribute(attributes: MutableMapping[str, ir.Attr], name: str, tensor: 
     attributes[name] = ir.AttrTensor(name, tensor, doc_string=attributes[name].doc_string)
 
 
-def _put_in_list(
-    attributes: MutableMapping[str, ir.Attr], name: str, index: int, tensor: ir.TensorProtocol
-) -> None:
+def _put_in_list(attributes: MutableMapping[str, ir.Attr], name: str, index: int, tensor: ir.TensorProtocol) -> None:
     attr = attributes[name]
     tensors = list(attr.as_tensors())
     tensors[index] = tensor

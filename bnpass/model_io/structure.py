@@ -62,7 +62,7 @@ def check_structure(proto: onnx.ModelProto, where: str) -> None:
         ModelError: With one sentence on the first thing found.
     """
     if not proto.HasField("graph"):
-        raise ModelError(f"{where}: has no graph: it is not an ONNX model, or is cut off")
+        raise ModelError(f"{where}: has no graph: it is not an ONNX model, or is cut off; export it again")
     _check_versions(proto, where)
     _check_kept_fields(proto, where)
     check = _Checker(where)
@@ -83,7 +83,7 @@ def _default_version(imports: Sequence[onnx.OperatorSetIdProto]) -> int | None:
 
 def _check_versions(proto: onnx.ModelProto, where: str) -> None:
     if not proto.ir_version:
-        raise ModelError(f"{where}: has no ir_version: it is not an ONNX model, or is cut off")
+        raise ModelError(f"{where}: has no ir_version: it is not an ONNX model, or is cut off; export it again")
     if not 1 <= proto.ir_version <= onnx.IR_VERSION:
         raise ModelError(
             f"{where}: has IR version {proto.ir_version}, this onnx knows up to {onnx.IR_VERSION}; upgrade it"
@@ -96,16 +96,14 @@ def _check_versions(proto: onnx.ModelProto, where: str) -> None:
         for entry in imports:
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if entry.version < 1 or versions.setdefault(domain, entry.version) != entry.version:
-                raise ModelError(f"{where}: the opset imports of domain {domain!r} are not usable")
+                raise ModelError(f"{where}: the opset imports of domain {domain!r} are not usable; export it again")
         if (default := versions.get("", 1)) > newest:
             raise ModelError(f"{where}: needs opset {default}, this onnx knows up to {newest}; upgrade onnx")
 
 
 def _check_kept_fields(proto: onnx.ModelProto, where: str) -> None:
     if proto.training_info:
-        raise ModelError(
-            f"{where}: holds training_info, which would be lost; export the inference graph alone"
-        )
+        raise ModelError(f"{where}: holds training_info, which would be lost; export the inference graph alone")
     for message in (proto, proto.graph):
         if len(UnknownFieldSet(message)) > 0:
             raise ModelError(f"{where}: {UNKNOWN_FIELDS}")
@@ -119,7 +117,8 @@ class _Checker:
         self.uses_default_domain = False
 
     def fail(self, text: str) -> ModelError:
-        return ModelError(f"{self.where}: {text}")
+        remedy = "" if ";" in text else "; export it again"
+        return ModelError(f"{self.where}: {text}{remedy}")
 
     def graph(self, graph: onnx.GraphProto, outer: _Scope | None) -> None:
         scope = _Scope(set(), outer, 0 if outer is None else outer.depth + 1)
@@ -187,13 +186,9 @@ class _Checker:
                 raise self.fail(f"node {label!r} has the attribute {attribute.name!r} twice")
             seen.add(attribute.name)
             if attribute.type in _SPARSE:
-                raise self.fail(
-                    f"node {label!r} holds a sparse tensor, which is not supported; make it dense first"
-                )
+                raise self.fail(f"node {label!r} holds a sparse tensor, which is not supported; make it dense first")
             if attribute.type == _ATTRIBUTE.UNDEFINED and not attribute.ref_attr_name:
-                raise self.fail(
-                    f"attribute {attribute.name!r} of node {label!r} has no type; export it again"
-                )
+                raise self.fail(f"attribute {attribute.name!r} of node {label!r} has no type; export it again")
             if attribute.type == _ATTRIBUTE.GRAPH and not attribute.ref_attr_name:
                 self.graph(attribute.g, scope)
             for graph in attribute.graphs:
@@ -220,9 +215,7 @@ def _check_calls(functions: Sequence[onnx.FunctionProto], where: str) -> None:
         TopologicalSorter(calls).prepare()
     except CycleError as error:
         names = ", ".join(name for _, name, _ in error.args[1])
-        raise ModelError(
-            f"{where}: model-local functions call each other in a circle: {names[:200]}"
-        ) from None
+        raise ModelError(f"{where}: model-local functions call each other in a circle: {names[:200]}") from None
 
 
 def _called(nodes: Sequence[onnx.NodeProto], depth: int, where: str) -> Iterator[tuple[str, str, str]]:
@@ -300,9 +293,7 @@ def check_tensor(
     if dtype == ir.DataType.UNDEFINED or (external and dtype == ir.DataType.STRING):
         raise ModelError(f"{subject} cannot be of type {dtype.name}")
     if len(proto.dims) > _RANK_MAX or any(dim < 0 for dim in proto.dims) or proto.HasField("segment"):
-        raise ModelError(
-            f"{subject} has the shape {list(proto.dims)[:20]} or a segment, which cannot be stored"
-        )
+        raise ModelError(f"{subject} has the shape {list(proto.dims)[:20]} or a segment, which cannot be stored")
     if external:
         return dtype
     elements = 1
@@ -322,6 +313,6 @@ def check_tensor(
         unit = "values"
     if actual != expected:
         raise ModelError(
-            f"{subject} has {actual} {unit} where its shape and type take {expected}; it is cut off"
+            f"{subject} has {actual} {unit} where its shape and type take {expected}; it is cut off; export it again"
         )
     return dtype

@@ -20,9 +20,7 @@ import onnx_ir as ir
 from bnpass.errors import FileAccessError, ModelError
 
 CHUNK = 4 << 20  # large enough to be fast, small enough not to matter
-_OPEN_FLAGS = (
-    os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-)
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BYTE = 8
 
 
@@ -91,9 +89,7 @@ class DataFile:
                 except OSError as error:
                     raise self._unreadable(error) from error
                 if count == 0:
-                    raise ModelError(
-                        f"{self.path}: the file became shorter while it was in use; load it again"
-                    )
+                    raise ModelError(f"{self.path}: the file became shorter while it was in use; load it again")
                 done += count
 
     def _unreadable(self, error: OSError) -> FileAccessError:
@@ -132,9 +128,7 @@ class StoredTensor:
         """Read the tensor into a new array."""
         buffer = self._read()
         if self.dtype.bitwidth < _BYTE:  # packed: let onnx_ir unpack it
-            proto = onnx.TensorProto(
-                dims=self.shape.numpy(), data_type=self.dtype.value, raw_data=bytes(buffer)
-            )
+            proto = onnx.TensorProto(dims=self.shape.numpy(), data_type=self.dtype.value, raw_data=bytes(buffer))
             return ir.serde.TensorProtoTensor(proto).numpy()
         array = np.frombuffer(buffer, dtype=np.dtype(self.dtype.numpy()).newbyteorder("<"))
         array.flags.writeable = False  # onnx_ir's tensors are immutable, mapped or not
@@ -157,9 +151,7 @@ class StoredTensor:
         for piece in self.chunks():
             file.write(piece)
 
-    def __array__(
-        self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None
-    ) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         array = self.numpy()
         return array if dtype is None else array.astype(dtype, copy=bool(copy))
 

@@ -62,9 +62,7 @@ def _write(path: str, values: list[Any]) -> list[int]:
     return others
 
 
-def _run_draw(
-    session: Session, job: JsonObject, model: str, draw: int, candidate: int, events: TextIO
-) -> bool:
+def _run_draw(session: Session, job: JsonObject, model: str, draw: int, candidate: int, events: TextIO) -> bool:
     where = {"model": model, "draw": draw, "candidate": candidate}
     _announce(events, event="run", **where)
     outputs = [value.name for value in session.get_outputs()]

@@ -103,9 +103,7 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
         )
         for graph in graphs:
             for inner in ir.traversal.RecursiveGraphIterator(graph):
-                yield from (
-                    value for value in inner.inputs if value is not None and value.graph is node.graph
-                )
+                yield from (value for value in inner.inputs if value is not None and value.graph is node.graph)
             yield from (value for value in graph.outputs if value.graph is node.graph)
 
 

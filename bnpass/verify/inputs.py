@@ -110,9 +110,7 @@ def _check_names(values: Sequence[ir.Value], *mappings: Mapping[str, object]) ->
     for mapping in mappings:
         for name in mapping:
             if name not in known:
-                raise UsageError(
-                    f"The model has no input '{name}'; its inputs are {', '.join(sorted(known))}"
-                )
+                raise UsageError(f"The model has no input '{name}'; its inputs are {', '.join(sorted(known))}")
 
 
 def _given(value: ir.Value, array: Array) -> Array:
@@ -150,18 +148,14 @@ class _Plan:
         if value.dtype not in _NUMPY and value.dtype is not ir.DataType.STRING:
             raise UsageError(f"Input '{self.name}' is of type {value.dtype}, which cannot be drawn or given")
         if value.shape is None and self.name not in fixed:
-            raise UsageError(
-                f"Input '{self.name}' has no shape: give one with --shape {self.name}:1,3,224,224"
-            )
+            raise UsageError(f"Input '{self.name}' has no shape: give one with --shape {self.name}:1,3,224,224")
         self.dims: list[int | str | None] = (
             [dim if isinstance(dim, int) else dim.value for dim in value.shape.dims]
             if value.shape is not None
             else [None] * len(fixed[self.name])
         )
         if self.name in fixed and len(fixed[self.name]) != len(self.dims):
-            raise UsageError(
-                f"Input '{self.name}' has {len(self.dims)} dimensions, not {len(fixed[self.name])}"
-            )
+            raise UsageError(f"Input '{self.name}' has {len(self.dims)} dimensions, not {len(fixed[self.name])}")
         self.known = _known_by_consumers(value, len(self.dims))
         self.is_index = _is_index(value)
 
@@ -247,9 +241,7 @@ def _candidates(
         }
         found.append(Draw(kind, arrays))
     if not found:
-        raise UsageError(
-            "The inputs are too large to be drawn: give their sizes with --shape name:1,3,224,224"
-        )
+        raise UsageError("The inputs are too large to be drawn: give their sizes with --shape name:1,3,224,224")
     return tuple(found)
 
 

@@ -31,9 +31,7 @@ _WEIGHTS = {
 }
 # Scalars here may be sizes in disguise: a factor on the way to the sizes of Resize.
 _ARITHMETIC = frozenset({"Mul", "Add", "Sub", "Div"})
-_CARRIERS = frozenset(
-    {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Cast"}
-)
+_CARRIERS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Cast"})
 
 _BITS: dict[np.dtype[np.generic], type[np.unsignedinteger]] = {
     np.dtype(np.float16): np.uint16,

@@ -55,9 +55,7 @@ class OutputComparison:
     reason: str = ""
 
     @classmethod
-    def worst(
-        cls, name: str, judgements: Iterable[tuple[int, Judgement]], *, inner: bool
-    ) -> "OutputComparison":
+    def worst(cls, name: str, judgements: Iterable[tuple[int, Judgement]], *, inner: bool) -> "OutputComparison":
         """Summarize the judgements of all draws."""
         every = list(judgements)
         draw, judgement = max(every, key=lambda pair: _badness(pair[1]))
@@ -143,11 +141,7 @@ class Verification:
         lines += [f"  draw {number}  {sizes}" for number, sizes in enumerate(self.sizes)]
         if self.outputs:
             lines += _table(self.outputs)
-        lines += [
-            f"  {output.name}: {output.reason} (draw {output.draw})"
-            for output in self.outputs
-            if not output.ok
-        ]
+        lines += [f"  {output.name}: {output.reason} (draw {output.draw})" for output in self.outputs if not output.ok]
         lines += [f"  not compared: {item.name}: {item.reason}" for item in self.not_compared]
         lines += [f"  note: {note}" for note in self.notes]
         if self.status is Status.MISMATCH and isfinite(self.tolerance_that_would_pass):
@@ -169,9 +163,7 @@ class Verification:
             "draws": self.draws,
             "sizes": list(self.sizes),
             "reference": self.reference,
-            "outputs": [
-                {key: _plain(value) for key, value in vars(output).items()} for output in self.outputs
-            ],
+            "outputs": [{key: _plain(value) for key, value in vars(output).items()} for output in self.outputs],
             "not_compared": [vars(item) for item in self.not_compared],
             "tolerance_that_would_pass": _plain(self.tolerance_that_would_pass),
             "notes": list(self.notes),
@@ -211,7 +203,4 @@ def _table(outputs: Iterable[OutputComparison]) -> list[str]:
         for output in outputs
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
+    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

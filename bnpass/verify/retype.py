@@ -98,9 +98,7 @@ def _retype_value(value: ir.Value, sources: frozenset[ir.DataType], target: ir.D
         value.const_value = ir.tensor(tensor.numpy().astype(_NUMPY[target]), name=value.name)
 
 
-def _retyped(
-    node: ir.Node, attribute: ir.Attr, sources: frozenset[ir.DataType], target: ir.DataType
-) -> ir.Attr:
+def _retyped(node: ir.Node, attribute: ir.Attr, sources: frozenset[ir.DataType], target: ir.DataType) -> ir.Attr:
     if attribute.is_ref():
         return attribute
     if attribute.type is ir.AttributeType.TENSOR:

@@ -186,9 +186,7 @@ class _Case:
         return self.points.outputs + self.points.inner
 
     def stopped(self, status: Status, failure: str) -> Verification:
-        return Verification(
-            status, self.seed, not_compared=self.points.not_compared, failure=failure, notes=self.notes
-        )
+        return Verification(status, self.seed, not_compared=self.points.not_compared, failure=failure, notes=self.notes)
 
     def judged(self, draws: Mapping[int, Draw], outputs: _Outputs, notes: Sequence[str]) -> Verification:
         """Judge finished runs."""
@@ -196,13 +194,9 @@ class _Case:
         reason = "tolerances were given"
         if self.tolerance is None:
             references, reason = _reference(self.models.old, draws, self.names)
-        judgements, skipped = _judgements(
-            self.names, draws, outputs, references, self.models.copies, self.tolerance
-        )
+        judgements, skipped = _judgements(self.names, draws, outputs, references, self.models.copies, self.tolerance)
         inner = set(self.points.inner)
-        compared = tuple(
-            OutputComparison.worst(name, found, inner=name in inner) for name, found in judgements.items()
-        )
+        compared = tuple(OutputComparison.worst(name, found, inner=name in inner) for name, found in judgements.items())
         if not compared:
             return self.stopped(Status.NOT_RUN, "There is no output that can be compared")
         return Verification(
@@ -246,9 +240,7 @@ def _through_runtime(case: _Case, folder: Path, provider: str, timeout_s: float)
     if stopped is not None:
         return stopped
     draws = {number: case.draws[number][which] for number, which in sorted(outcome.candidates.items())}
-    notes = (
-        [f"ONNX Runtime {outcome.version}, {provider}, graph optimizations off"] if outcome.version else []
-    )
+    notes = [f"ONNX Runtime {outcome.version}, {provider}, graph optimizations off"] if outcome.version else []
     if outcome.crash:
         notes.append(f"{outcome.crash}: its ULP is left out")
     notes += [
@@ -266,15 +258,11 @@ def _stopped(case: _Case, outcome: Outcome) -> Verification | None:
         return case.stopped(status, outcome.crash)
     if not outcome.candidates:
         why = outcome.failures.get((ORIGINAL, 0), "no reason was given")
-        return case.stopped(
-            Status.NOT_RUN, f"The original ran at none of the sizes that were tried ({why}): {_REMEDY}"
-        )
+        return case.stopped(Status.NOT_RUN, f"The original ran at none of the sizes that were tried ({why}): {_REMEDY}")
     for draw in (None, *outcome.candidates):
         if (_NEW, draw) in outcome.failures:
             where = "be loaded" if draw is None else f"run draw {draw}, which the original can"
-            return case.stopped(
-                Status.MISMATCH, f"The new model cannot {where}: {outcome.failures[_NEW, draw]}"
-            )
+            return case.stopped(Status.MISMATCH, f"The new model cannot {where}: {outcome.failures[_NEW, draw]}")
     return None
 
 
@@ -388,9 +376,7 @@ def verify(
     points = compare_points(old, new)
     models = _Models((a, b), (old, new), points.inner, seed)
     notes = (
-        ["bfloat16 was run through float32: ONNX Runtime has few bfloat16 kernels"]
-        if models.through_float32
-        else []
+        ["bfloat16 was run through float32: ONNX Runtime has few bfloat16 kernels"] if models.through_float32 else []
     )
     case = _Case(models, points, candidates, seed, tolerance, tuple(notes))
     with tempfile.TemporaryDirectory(prefix="bnpass-verify-") as folder:

@@ -76,9 +76,7 @@ def _windows(X: Array, kernel: Sequence[int], strides: Sequence[int], dilations:
     return view[(slice(None), slice(None), *step, *tap)]
 
 
-def _room(
-    out: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> list[int]:
+def _room(out: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
     return [(o - 1) * s + (k - 1) * d + 1 for o, k, s, d in zip(out, kernel, strides, dilations, strict=True)]
 
 
@@ -209,8 +207,7 @@ def conv_transpose(
     dilations = tuple(dilations or (1,) * rank)
     extra = tuple(output_padding or (0,) * rank)
     room = [
-        (n - 1) * s + (k - 1) * d + 1 + e
-        for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)
+        (n - 1) * s + (k - 1) * d + 1 + e for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)
     ]
     if output_shape is None and auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         output_shape = [n * s for n, s in zip(size, strides, strict=True)]
@@ -230,8 +227,7 @@ def conv_transpose(
     for tap in _taps(kernel):
         part = np.swapaxes(_at(weights, tap), 1, 2) @ columns  # [N, group, M/group, D1·..·Dn]
         at = [
-            slice(t * d, t * d + (n - 1) * s + 1, s)
-            for t, d, n, s in zip(tap, dilations, size, strides, strict=True)
+            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, size, strides, strict=True)
         ]
         Y[(slice(None), slice(None), *at)] += part.reshape(N, group * per, *size)
     cut = [slice(b, b + t) for b, t in zip(begin, target, strict=True)]
@@ -286,8 +282,7 @@ def max_pool(
     place: Array = np.arange(prod(X.shape[2:]))
     place = place.reshape(X.shape[2:], order="F" if storage_order else "C")
     places = (
-        np.broadcast_to(place, X.shape)
-        + np.arange(prod(X.shape[:2])).reshape(*X.shape[:2], *(1,) * rank) * place.size
+        np.broadcast_to(place, X.shape) + np.arange(prod(X.shape[:2])).reshape(*X.shape[:2], *(1,) * rank) * place.size
     )
     places = _windows(_padded(places, pads, -1, room), kernel, strides, dilations)
     flat = view.reshape(*view.shape[: 2 + rank], -1)
@@ -338,9 +333,7 @@ def average_pool(
     sums = _windows(_padded(X, pads, 0, room), kernel, strides, dilations).sum(axis=axes)
     ones = np.ones((1, 1, *X.shape[2:]), dtype=X.dtype)
     if count_include_pad:
-        ones = np.pad(
-            ones, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))], constant_values=1
-        )
+        ones = np.pad(ones, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))], constant_values=1)
         pads = (0,) * (2 * rank)
     counts = _windows(_padded(ones, pads, 0, room), kernel, strides, dilations).sum(axis=axes)
     means: Array = sums / counts

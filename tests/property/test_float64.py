@@ -45,9 +45,7 @@ def _is_covered(case: Any) -> bool:
     if nodes[0].op_type == "Dropout":
         return "_default" in case.name and "training" not in case.name
     first = case.model.graph.input[0].type
-    return first.HasField("tensor_type") and is_float(
-        onnx.helper.tensor_dtype_to_np_dtype(first.tensor_type.elem_type)
-    )
+    return first.HasField("tensor_type") and is_float(onnx.helper.tensor_dtype_to_np_dtype(first.tensor_type.elem_type))
 
 
 def test_it_agrees_with_the_node_tests_of_onnx() -> None:
@@ -60,9 +58,7 @@ def test_it_agrees_with_the_node_tests_of_onnx() -> None:
             values = Evaluator(case.model).run(dict(zip(names, inputs, strict=True)))
             name = case.model.graph.output[0].name
             assert values[name].value.shape == outputs[0].shape, case.name
-            np.testing.assert_allclose(
-                values[name].value, outputs[0], rtol=1e-3, atol=1e-5, err_msg=case.name
-            )
+            np.testing.assert_allclose(values[name].value, outputs[0], rtol=1e-3, atol=1e-5, err_msg=case.name)
 
 
 def test_it_agrees_with_onnxruntime_on_generated_graphs() -> None:

@@ -23,9 +23,7 @@ from tests.support.build import model
 from tests.support.float64 import Array, round_to
 
 PERCENT = int(os.environ.get("BNPASS_PROPERTY_PERCENT", "100"))
-PHASES = (
-    [Phase.generate] if os.environ.get("BNPASS_PROPERTY_SHRINK") == "0" else [Phase.generate, Phase.shrink]
-)
+PHASES = [Phase.generate] if os.environ.get("BNPASS_PROPERTY_SHRINK") == "0" else [Phase.generate, Phase.shrink]
 TYPE_NAMES = {HALF: "float16", BRAIN: "bfloat16", SINGLE: "float", DOUBLE: "double"}
 
 
@@ -114,7 +112,7 @@ def _layer(kind: str, group: int, rng: np.random.Generator, *, behind: bool = Tr
         )  # fmt: skip
     index = np.indices((out, into) if kind == "Gemm transB" else (into, out))
     columns, rows = (index[0], index[1]) if kind == "Gemm transB" else (index[1], index[0])
-    attributes = "<transB=1>" if kind == "Gemm transB" else ""
+    attributes = "<transB=1, alpha=0.5>" if kind == "Gemm transB" else ""
     op = f"Gemm{attributes}(x, w, c)" if kind.startswith("Gemm") else "MatMul(x, w)"
     return Layer(op, rng.standard_normal(index[0].shape), columns, rows, (into, out), f"N, {into}")
 
@@ -157,9 +155,7 @@ def test_folded_numbers_are_the_formula_rounded_once(
     constants = {"w": weight, "c": bias, "s": s, "b": b, "m": m, "v": v}
     if kind == "MatMul":
         del constants["c"]
-    built = model(
-        f"g ({name}[{layer.data}] x) => ({name}[{out}] y) {{ {first} {second} }}", constants, opset=22
-    )
+    built = model(f"g ({name}[{layer.data}] x) => ({name}[{out}] y) {{ {first} {second} }}", constants, opset=22)
     FoldBatchNorm()(built)
     assert [n.op_type for n in built.graph] in ([layer.op.split("(")[0].split("<")[0]], ["MatMul", "Add"])
     kind_of = np.longdouble if dtype == DOUBLE else np.float64
@@ -175,16 +171,13 @@ def test_folded_numbers_are_the_formula_rounded_once(
         assert np.array_equal(stored.astype(np.float64), round_to(exact, dtype))
     if kind == "MatMul":
         c = 0 * c
-    total = c * factor + shift if behind else c + _sums(w * shift[channel], layer.out, layer.channels[1])
+    gain = 0.5 if "alpha" in layer.op else 1.0
+    total = c * factor + shift if behind else c + gain * _sums(w * shift[channel], layer.out, layer.channels[1])
     got = _bias_of(built).astype(kind_of).reshape(-1)
     ulp = np.spacing(np.abs(got).astype(np.float64)) if dtype == DOUBLE else 0
     near = 4 * float(np.finfo(kind_of).eps) * (np.abs(total) + 8)  # the order of a sum is free
-    wanted = (
-        np.stack([round_to(total + d, dtype) for d in (-near, 0 * near, near)]) if dtype != DOUBLE else total
-    )
-    assert np.all(
-        np.min(np.abs(wanted - got), axis=0) <= ulp if dtype != DOUBLE else np.abs(got - total) <= 2 * ulp
-    )
+    wanted = np.stack([round_to(total + d, dtype) for d in (-near, 0 * near, near)]) if dtype != DOUBLE else total
+    assert np.all(np.min(np.abs(wanted - got), axis=0) <= ulp if dtype != DOUBLE else np.abs(got - total) <= 2 * ulp)
 
 
 def _sums(parts: Array, channel: Array, count: int) -> Array:
@@ -209,9 +202,7 @@ def _bias_of(built: ir.Model) -> Array:
 # --- metamorphic ----------------------------------------------------------------------------------------------------
 
 
-def _fold_layer(
-    layer: Layer, weight: Array, bias: Array, norms: list[dict[str, Array]]
-) -> tuple[Array, Array]:
+def _fold_layer(layer: Layer, weight: Array, bias: Array, norms: list[dict[str, Array]]) -> tuple[Array, Array]:
     """Fold batch normalizations behind a layer; return weight and bias."""
     constants, text, value = {"w": weight, "c": bias}, f"t0 = {layer.op} ", "t0"
     for i, norm in enumerate(norms, 1):
@@ -281,9 +272,7 @@ def test_permuting_channels_commutes_with_folding(kind: str, seed: int) -> None:
     norm, order = _norm(rng, layer.channels[1]), rng.permutation(layer.channels[1])
     axis = 0 if kind in ("Conv", "Gemm transB") else 1
     plain = _fold_layer(layer, weight, bias, [norm])
-    moved = _fold_layer(
-        layer, weight.take(order, axis), bias[order], [{k: a[order] for k, a in norm.items()}]
-    )
+    moved = _fold_layer(layer, weight.take(order, axis), bias[order], [{k: a[order] for k, a in norm.items()}])
     assert np.array_equal(plain[0].take(order, axis), moved[0])
     assert np.array_equal(plain[1][order], moved[1])
 
@@ -291,9 +280,7 @@ def test_permuting_channels_commutes_with_folding(kind: str, seed: int) -> None:
 @METAMORPHIC
 @examples(20)
 @given(seed=st.integers(0, 1 << 30), group=st.integers(1, 3), power=st.integers(-8, 8))
-def test_doubling_gamma_and_beta_doubles_weights_and_bias(
-    kind: str, seed: int, group: int, power: int
-) -> None:
+def test_doubling_gamma_and_beta_doubles_weights_and_bias(kind: str, seed: int, group: int, power: int) -> None:
     layer, weight, bias, rng = _same_kind(kind, seed, group)
     norm, factor = _norm(rng, layer.channels[1]), np.float32(2.0**power)
     plain = _fold_layer(layer, weight, bias, [norm])
@@ -389,6 +376,18 @@ def test_a_second_fold_finds_nothing_behind_a_batched_matmul() -> None:
     )
     FoldBatchNorm()(built)
     assert not FoldBatchNorm()(built).modified
+
+
+@_known("host-axes")
+def test_a_batch_norm_that_takes_in_a_mul_before_an_unsqueeze_keeps_its_own_axes() -> None:
+    """The joined affine is stated before the Unsqueeze; the batch normalization stands behind it."""
+    built = model(
+        "g (float[2, 6] x) => (float[2, 6, 1] y, float[2, 6, 1] z) "
+        "{ a = Relu(x) m = Mul(a, s) u = Unsqueeze(m, axes) n = BatchNormalization(u, s, s, s, s) "
+        "y = Conv<group=6>(n, w) z = Relu(n) }",
+        {"s": np.arange(1, 7, dtype=np.float32), "axes": np.array([2]), "w": np.ones((6, 1, 1), np.float32)},
+    )
+    FoldBatchNorm()(built)
 
 
 @_known("input-removed")

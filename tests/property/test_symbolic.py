@@ -38,9 +38,7 @@ def equal(a: Array, b: Array) -> bool:
 def describe(node: str, weight: tuple[int, ...], slot: int = 1) -> Linear:
     """Return what the rules say about a node of ONNX text with a weight ``w`` of this shape."""
     shape = ",".join(["1"] * 3) if "Conv" in node else "2,2"
-    built = model(
-        f"g (float[{shape}] x) => (float[{shape}] y) {{ y = {node} }}", {"w": np.ones(weight, np.float32)}
-    )
+    built = model(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = {node} }}", {"w": np.ones(weight, np.float32)})
     linear = LINEAR[built.graph[0].op_type](built.graph[0], next(scopes(built)))
     assert not isinstance(linear, Refusal)
     assert linear.weight_index == slot
@@ -77,9 +75,7 @@ IDS = [f"{op} {attributes}" for op, attributes, *_ in CONV]
 
 
 def _text(op: str, attributes: Mapping[str, Any]) -> str:
-    return (
-        f"{op}<{', '.join(f'{k}={v}' for k, v in attributes.items())}>(x, w)" if attributes else f"{op}(x, w)"
-    )
+    return f"{op}<{', '.join(f'{k}={v}' for k, v in attributes.items())}>(x, w)" if attributes else f"{op}(x, w)"
 
 
 @pytest.mark.parametrize(("op", "attributes", "shape", "inner", "outer"), CONV, ids=IDS)
@@ -113,9 +109,7 @@ def test_convolutions_before(
     after = apply(x, new_w, attributes) + along(new_b, 1, 3)
     assert equal(before, after) == (linear.shift_at_input is None)
     nothing = dict.fromkeys(t, 0)
-    scaled = (
-        np.vectorize(lambda e: sp.sympify(e).subs(nothing), otypes=[object])(y) for y in (before, after)
-    )
+    scaled = (np.vectorize(lambda e: sp.sympify(e).subs(nothing), otypes=[object])(y) for y in (before, after))
     assert equal(*scaled)  # the scale alone always passes
 
 

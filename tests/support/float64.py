@@ -153,9 +153,7 @@ def _spatial(attributes: Attributes, kernel: Sequence[int]) -> tuple[list[int], 
     return list(attributes.get("strides") or ones), list(attributes.get("dilations") or ones)
 
 
-def _conv_pads(
-    attributes: Attributes, lengths: Sequence[int], kernel: Sequence[int]
-) -> list[tuple[int, int]]:
+def _conv_pads(attributes: Attributes, lengths: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
     strides, dilations = _spatial(attributes, kernel)
     auto = attributes.get("auto_pad", "NOTSET")
     count = len(kernel)
@@ -178,8 +176,7 @@ def conv(x: Array, w: Array, attributes: Attributes) -> Array:
     pads = _conv_pads(attributes, x.shape[2:], kernel)
     x = np.pad(x, [(0, 0), (0, 0), *pads])
     lengths = [
-        (n - (k - 1) * d - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
+        (n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
     ]
     grouped = x.reshape(x.shape[0], group, -1, *x.shape[2:])
     weights = w.reshape(group, -1, *w.shape[1:])
@@ -268,9 +265,7 @@ def _gemm(inputs: list[Judged | None], attributes: Attributes) -> Judged:
 def _batch_norm(inputs: list[Judged | None], attributes: Attributes, opset: int, outputs: int) -> Judged:
     x, *parameters = _given(inputs, 5)
     scale, bias, mean, var = (_channels(p, x.value.ndim) for p in parameters)
-    epsilon = plain(
-        np.float64(np.float32(attributes.get("epsilon", 1e-5))), x.value.dtype.type, constant=True
-    )
+    epsilon = plain(np.float64(np.float32(attributes.get("epsilon", 1e-5))), x.value.dtype.type, constant=True)
     trains = attributes.get("training_mode", 0) if opset >= 14 else outputs > 1
     if trains:
         if x.roundings:
@@ -389,9 +384,7 @@ class Evaluator:
             case _:
                 return self._unary(node, inputs, attributes)
 
-    def _unary(
-        self, node: onnx.NodeProto, inputs: list[Judged | None], attributes: Attributes
-    ) -> list[Judged]:
+    def _unary(self, node: onnx.NodeProto, inputs: list[Judged | None], attributes: Attributes) -> list[Judged]:
         (x,) = _given(inputs, 1)
         match node.op_type:
             case "Cast":
