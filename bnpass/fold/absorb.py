@@ -1,7 +1,7 @@
 """Plan what a linear op's numbers become when it takes affines in: computed, judged and checked, not yet written.
 
 Everything is computed from the weights as they were loaded, however many affines have arrived since: the one
-rounding happens when the new weight is written. Nothing is held but vectors; the weight itself streams by.
+rounding happens when the new weight is written. The weight itself streams by, and is held only on request.
 """
 
 from dataclasses import dataclass, replace
@@ -61,9 +61,11 @@ class Absorption:
         """The arithmetic of the new weight."""
         return WeightFold(self.linear.layout, self.linear.weight.dtype.numpy(), self.into, self.out)
 
-    def tensor(self, name: str | None) -> ir.LazyTensor:
-        """Return the new weight, to be computed when it is written."""
+    def tensor(self, name: str | None, computed: Array | None) -> ir.TensorProtocol:
+        """Return the new weight: as it was computed, or to be computed again when it is written."""
         weight = self.linear.weight
+        if computed is not None:
+            return ir.Tensor(computed, dtype=weight.dtype, name=name)
 
         def compute() -> ir.TensorProtocol:
             with weight.reading() as numbers:
@@ -80,15 +82,25 @@ class Numbers:
         bias: The new content of the bias slot, rounded; None if the slot stays as it is.
         shift: For an op without a bias slot: what has to be added behind it, wide, channels last; None if nothing.
         error: Largest deviation of the local check, relative to what rounding permits; at most 1.
+        weight: The new weight, if it was to be kept.
     """
 
     bias: Array | None
     shift: Array | None
     error: float
+    weight: Array | None = None
 
 
-def compute(absorption: Absorption) -> Numbers | Refusal:
-    """Compute, judge and check the numbers of an absorption in one pass over the weight."""
+def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
+    """Compute, judge and check the numbers of an absorption in one pass over the weight.
+
+    Args:
+        absorption: The absorption.
+        keep: Hold the new weight, instead of computing it again when it is written.
+
+    Raises:
+        VerificationError: The local check fails, which is a bug in bnpass.
+    """
     linear, fold = absorption.linear, absorption.fold
     with linear.weight.reading() as weight:
         total = _bias(absorption, weight)
@@ -99,15 +111,17 @@ def compute(absorption: Absorption) -> Numbers | Refusal:
         if stored is not None and not np.isfinite(stored).all():
             return _overflow(linear, "bias")
         check = LinearCheck(linear.node, linear.weight_index, weight.shape, fold.into, fold.out, fold.dtype)
-        for _, old, new in fold.pieces(weight):
+        kept = np.empty(fold.layout.view, fold.dtype) if keep else None
+        for block, old, new in fold.pieces(weight):
             check.add(old, new)
+            if kept is not None:
+                kept[block] = new
         refusal = _judge(linear, check, weight) or _lost(absorption, weight, check)
         if refusal is not None:
             return refusal
         error = check.finish(_channel_bias(linear), _stored_bias(linear, stored), slot.gain if slot else 1.0)
-    if slot is None:
-        return Numbers(None, total, error)
-    return Numbers(stored, None, error)
+    result = None if kept is None else kept.reshape(linear.weight.shape)
+    return Numbers(None, total, error, result) if slot is None else Numbers(stored, None, error, result)
 
 
 def _bias(absorption: Absorption, weight: Array) -> Array | Refusal | None:

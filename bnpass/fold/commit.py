@@ -74,7 +74,9 @@ class Committer:
     def _give(self, target: Target) -> None:
         self.ledger.budget -= target.copies
         self.ledger.absorbed[target.node] = target.absorption
-        self.writer.weight(target.absorption, self.scope)
+        if target.numbers.weight is not None:
+            self.ledger.memory -= target.numbers.weight.nbytes
+        self.writer.weight(target.absorption, target.numbers.weight, self.scope)
         self.writer.bias(target.absorption, target.numbers, self.scope)
         self._add_behind(target)
 

@@ -22,6 +22,9 @@ from bnpass.fold.shapes import Shapes
 from bnpass.fold.write import is_private
 from bnpass.semantics.affine import Affine
 
+HELD_BYTES = 128 << 20
+"""New weights up to this size in all are held; beyond it time is paid for memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Target:
@@ -71,10 +74,12 @@ class Ledger:
 
     Attributes:
         budget: Bytes that copies of shared weights may still add.
+        memory: Bytes of new weights that may still be held until they are written; others are computed twice.
         absorbed: What each linear op has taken in.
     """
 
     budget: int
+    memory: int = HELD_BYTES
     absorbed: dict[ir.Node, Absorption] = field(default_factory=dict)
 
 
@@ -200,7 +205,7 @@ class Planner:
     def _target(self, absorption: Absorption) -> Target | Refusal:
         """Compute the numbers of an absorption and what it costs in copies."""
         linear = absorption.linear
-        numbers = compute(absorption)
+        numbers = compute(absorption, keep=linear.weight.nbytes <= self.ledger.memory)
         if isinstance(numbers, Refusal):
             return numbers
         if numbers.shift is not None and (linear.out_axis != -1 or numbers.shift.ndim > 1):

@@ -139,22 +139,22 @@ def _read_by(value: ir.Value, scope: Scope) -> Dims | None:
 
 def _infer_all(model: ir.Model) -> Iterator[tuple[str, tuple[Dims | None, ir.DataType | None]]]:
     """Run ONNX's inference over the nodes and declarations of a model: large weights stay where they are."""
-    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto = onnx.ModelProto(ir_version=max(4, model.ir_version))  # below 4 initializers would have to be inputs too
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
-    proto.functions.extend(ir.to_proto(function) for function in model.functions.values())
+    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
     graph = proto.graph
     graph.name = model.graph.name or "graph"
     for value in dict.fromkeys([*model.graph.inputs, *model.graph.initializers.values()]):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes <= SMALL_BYTES and value.is_initializer():
-            graph.initializer.append(ir.to_proto(tensor))
+            graph.initializer.append(ir.serde.serialize_tensor(tensor))
         else:
-            graph.input.append(ir.to_proto(value))
-    graph.node.extend(ir.to_proto(node) for node in model.graph)
+            graph.input.append(ir.serde.serialize_value(value))
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
     declared = (v for node in model.graph for v in node.outputs if v.shape is not None and v.name)
-    graph.value_info.extend(ir.to_proto(v) for v in declared if not v.is_graph_output())
-    graph.output.extend(ir.to_proto(v) for v in model.graph.outputs)
+    graph.value_info.extend(ir.serde.serialize_value(v) for v in declared if not v.is_graph_output())
+    graph.output.extend(ir.serde.serialize_value(v) for v in model.graph.outputs)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # then nothing more is known

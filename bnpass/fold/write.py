@@ -29,15 +29,15 @@ class Writer:
         self._names.add(candidate)
         return candidate
 
-    def weight(self, absorption: Absorption, scope: Scope) -> None:
-        """Put the new weight into its slot."""
+    def weight(self, absorption: Absorption, computed: Array | None, scope: Scope) -> None:
+        """Put the new weight into its slot; without ``computed`` it is computed when it is written."""
         linear = absorption.linear
         value = operand(linear.node, linear.weight_index)
         if value is not None and is_private(value, scope):
-            value.const_value = absorption.tensor(value.name)
+            value.const_value = absorption.tensor(value.name, computed)
             return
         name = self.unique(f"{value.name if value is not None else 'weight'}/{label(linear.node)}")
-        new = self._constant(absorption.tensor(name), linear.node, scope)
+        new = self._constant(absorption.tensor(name, computed), linear.node, scope)
         replace_input(linear.node, linear.weight_index, new)
 
     def bias(self, absorption: Absorption, numbers: Numbers, scope: Scope) -> None:

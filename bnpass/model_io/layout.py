@@ -8,12 +8,14 @@ The caller's tensors are put back as they were before anything is written.
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -67,7 +69,7 @@ class Writer:
             for piece in tensor.chunks(copied):
                 self.write(piece)
         else:
-            self.write(tensor.tobytes())
+            self.write(_bytes_of(tensor))
         if self.count - before != size:
             raise ModelError(f"tensor {tensor.name!r} has {self.count - before} bytes where shape and type take {size}")
 
@@ -95,6 +97,16 @@ class Writer:
         if self._buffer:
             data, self._buffer = self._buffer, bytearray()
             _write_all(self._fd, memoryview(data))
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Return the bytes of a computed tensor, without a copy where they lie in memory as they do in the file."""
+    if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < _BYTE or sys.byteorder != "little":
+        return tensor.tobytes()
+    array = np.asarray(tensor.numpy())
+    if not array.dtype.isnative or not array.flags.c_contiguous or not array.size:
+        return tensor.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:

@@ -119,24 +119,25 @@ class StoredTensor:
     shape: Any
     nbytes: Any
 
-    def _read(self) -> bytearray:
-        buffer = bytearray(self.nbytes)
-        self.file.read_into(memoryview(buffer), self.start)
+    def _read(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        buffer = np.empty(self.nbytes, np.uint8)  # unlike a bytearray, not filled with zeros first
+        self.file.read_into(buffer.data, self.start)
         return buffer
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Read the tensor into a new array."""
         buffer = self._read()
         if self.dtype.bitwidth < _BYTE:  # packed: let onnx_ir unpack it
-            proto = onnx.TensorProto(dims=self.shape.numpy(), data_type=self.dtype.value, raw_data=bytes(buffer))
+            proto = onnx.TensorProto(dims=self.shape.numpy(), data_type=self.dtype.value, raw_data=buffer.tobytes())
             return ir.serde.TensorProtoTensor(proto).numpy()
-        array = np.frombuffer(buffer, dtype=np.dtype(self.dtype.numpy()).newbyteorder("<"))
+        array: np.ndarray[Any, Any] = buffer.view(np.dtype(self.dtype.numpy()).newbyteorder("<"))
         array.flags.writeable = False  # onnx_ir's tensors are immutable, mapped or not
-        return array.reshape(self.shape.numpy())
+        shaped: np.ndarray[Any, Any] = array.reshape(self.shape.numpy())
+        return shaped
 
     def tobytes(self) -> bytes:
         """Read the bytes of the tensor."""
-        return bytes(self._read())
+        return self._read().tobytes()
 
     def chunks(self, first: int = 0) -> Iterator[memoryview]:
         """Read the bytes from ``first`` on, piece by piece, into one buffer, which is reused."""
