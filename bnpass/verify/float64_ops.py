@@ -129,13 +129,62 @@ class MatMul(_Op):
         return (np.asarray(np.matmul(A, B)),)
 
 
+class _Arithmetic(_Op):
+    """Two operands; before opset 7 `axis` says where the second one's shape begins, if `broadcast` is set."""
+
+    def _run(self, A: Array, B: Array, **attributes: Attribute) -> tuple[Array]:
+        axis = attributes.get("axis")
+        if self.opset < 7 and attributes.get("broadcast") and axis is not None:
+            axis = axis + A.ndim if axis < 0 else axis
+            B = B.reshape(*B.shape, *(1,) * (A.ndim - axis - B.ndim))
+        return (self._compute(A, B),)
+
+    def _compute(self, A: Array, B: Array) -> Array:
+        raise NotImplementedError
+
+
+class Add(_Arithmetic):
+    """``A + B``."""
+
+    def _compute(self, A: Array, B: Array) -> Array:
+        return np.asarray(A + B)
+
+
+class Sub(_Arithmetic):
+    """``A - B``."""
+
+    def _compute(self, A: Array, B: Array) -> Array:
+        return np.asarray(A - B)
+
+
+class Mul(_Arithmetic):
+    """``A * B``."""
+
+    def _compute(self, A: Array, B: Array) -> Array:
+        return np.asarray(A * B)
+
+
+class Div(_Arithmetic):
+    """``A / B``; integers are cut off towards zero."""
+
+    def _compute(self, A: Array, B: Array) -> Array:
+        if A.dtype.kind not in "iu":
+            return np.asarray(A / B)
+        quotient = np.abs(A) // np.abs(B)
+        return np.asarray(np.where((A < 0) == (B < 0), quotient, -quotient)).astype(A.dtype)
+
+
 FLOAT64_OPS: tuple[type[OpRun], ...] = (
+    Add,
     AveragePool,
     BatchNormalization,
     Conv,
     ConvTranspose,
+    Div,
     Gemm,
     GlobalAveragePool,
     MatMul,
     MaxPool,
+    Mul,
+    Sub,
 )

@@ -154,6 +154,8 @@ class _Plan:
             if value.shape is not None
             else [None] * len(fixed[self.name])
         )
+        if any(size < 0 for size in fixed.get(self.name, ())):
+            raise UsageError(f"The shape {list(fixed[self.name])} given for input '{self.name}' has negative sizes")
         if self.name in fixed and len(fixed[self.name]) != len(self.dims):
             raise UsageError(f"Input '{self.name}' has {len(self.dims)} dimensions, not {len(fixed[self.name])}")
         self.known = _known_by_consumers(value, len(self.dims))

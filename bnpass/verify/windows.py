@@ -357,7 +357,7 @@ def batch_normalization(X: Array, scale: Array, B: Array, mean: Array, var: Arra
     """
 
     def spread(parameter: Array) -> Array:
-        return parameter if parameter.ndim > 1 else parameter.reshape(-1, *(1,) * max(X.ndim - 2, 0))
+        return parameter if parameter.ndim > 1 else parameter.reshape(parameter.size, *(1,) * max(X.ndim - 2, 0))
 
     factor = spread(scale) / np.sqrt(spread(var) + epsilon)
     return (X - spread(mean)) * factor + spread(B)

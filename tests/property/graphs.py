@@ -37,7 +37,7 @@ MAX_ELEMENTS = 600
 OPEN = frozenset(
     {
         *("host-conditioning", "host-axes", "dead-branch", "batched-add", "unit-mul", "guessed-rank"),
-        "input-removed",
+        *("input-removed", "late-shape"),
     }
 )
 """Known bugs of the fold, each with a strict xfail in test_fold_properties.py. Remove a name with its bug.
@@ -48,6 +48,7 @@ dead-branch         ValueError where all of a branch that nobody reads disappear
 batched-add         an Add behind a MatMul with a weight of rank > 2 is joined by the second fold only
 unit-mul            a joined scale of 1 ± 1e-16 is written as Mul by 1, and removed by the second fold only
 input-removed       a default that callers may override is no input any more once nothing reads it
+late-shape          an affine is recognized by the second fold only, when its data has a known shape
 guessed-rank        VerificationError where a way starts at a new node whose shape is not known
 """
 
@@ -428,6 +429,10 @@ def _operand_shape(b: Builder, w: Wire) -> tuple[int, ...]:
         return pick(c, ((), (1,), (1,) * rank))
     if kind == 10:  # no per-channel affine at all
         return tuple(w.shape[a] if a in axes else 1 for a in range(rank))
+    if kind == 9 and chance(c, 50):  # one that enlarges the value it meets
+        return (1,) * (rank + 1) if rank < 5 else (1,)
+    if kind == 9:
+        return tuple(2 if w.dims[a] == 1 and a == min(axes) else 1 for a in range(rank))
     axis = 1 if 1 in axes and kind < 7 else pick(c, axes)
     behind = (1,) * (rank - 1 - axis)
     return (*(1,) * c.below(axis + 1), w.shape[axis], *behind)
@@ -440,13 +445,18 @@ def _arithmetic(b: Builder, w: Wire) -> bool:
         _grown(b, w, b.node("Neg", [w.name]), w.shape, w.dims)
         return True
     shape = _operand_shape(b, w)
+    result = np.broadcast_shapes(shape, w.shape)
+    if math.prod(result) > MAX_ELEMENTS:
+        return False
     multiplies = op_type in ("Mul", "Div")
     array = b.factors(shape, w.dtype, zero=op_type == "Mul") if multiplies else b.terms(shape, w.dtype)
     name = b.constant(array, shared=op_type != "Div")
     # the error of c/x is no multiple of its size, so x has to be one that nothing changes
     constant_first = (op_type != "Div" or w.is_pure) and chance(c, 40)
     inputs = [name, w.name] if constant_first else [w.name, name]
-    _grown(b, w, b.node(op_type, inputs), np.broadcast_shapes(shape, w.shape), w.dims)
+    old = [1] * (len(result) - len(w.dims)) + list(w.dims)
+    dims = [n if d == 1 else d for n, d in zip(result, old, strict=True)]
+    _grown(b, w, b.node(op_type, inputs), result, dims)
     return True
 
 

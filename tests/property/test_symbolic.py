@@ -68,6 +68,8 @@ CONV: list[tuple[str, Mapping[str, Any], tuple[int, ...], int, int]] = [
     ("Conv", {"group": 2}, (4, 1, 2), 2, 4),
     ("Conv", {"group": 2, "strides": [2], "dilations": [2]}, (2, 2, 2), 4, 2),
     ("ConvTranspose", {}, (2, 3, 2), 2, 3),
+    ("ConvTranspose", {"strides": [2]}, (2, 2, 1), 2, 2),
+    ("ConvTranspose", {"output_padding": [1]}, (2, 2, 1), 2, 2),
     ("ConvTranspose", {"group": 2}, (4, 2, 2), 4, 4),
     ("ConvTranspose", {"group": 2, "strides": [2], "pads": [1, 0]}, (2, 1, 2), 2, 2),
 ]

@@ -187,15 +187,12 @@ def _draw(model: ir.Model, kind: str, seed: int) -> Feeds:
 
 def agree(before: ir.Model, after: ir.Model, feeds: Sequence[Feeds]) -> None:
     """Assert that two models compute the same, in float64 and in ONNX Runtime where it can run the old one."""
-    before, after = _broadcast_as_in_opset_7(before), _broadcast_as_in_opset_7(after)
     moved = [m for m in (perturbed(before, seed) for seed in range(3)) if m is not None]
     names = [str(v.name) for v in before.graph.outputs]
     types = [v.dtype for v in before.graph.outputs]
     old64, new64, moved64 = Float64Model(before), Float64Model(after), [Float64Model(m) for m in moved]
     sessions = [runtime(m) for m in (before, after, *moved)]
-    assert sessions[0] is None or sessions[1] is not None, (
-        "ONNX Runtime loads the old model, but not the new one"
-    )
+    assert sessions[0] is None or sessions[1] is not None, "ONNX Runtime loads the old model, but not the new one"
     for draw, feed in enumerate(feeds):
         ref, new = old64.run(feed, names), new64.run(feed, names)
         others = [m.run(feed, names) for m in moved64]
@@ -209,35 +206,7 @@ def agree(before: ir.Model, after: ir.Model, feeds: Sequence[Feeds]) -> None:
             assert verdict.ok, f"draw {draw}, {name}: {verdict.reason}"
 
 
-def _broadcast_as_in_opset_7(model: ir.Model) -> ir.Model:
-    """Write the ``axis`` of arithmetic before opset 7 into the shape of the constant: evaluators do not know it."""
-    if model.opset_imports[""] >= 7:
-        return model
-    ranks = {v.name: len(v.shape or ()) for node in _inferred(model).graph for v in node.outputs}
-    ranks |= {v.name: len(v.shape or ()) for v in model.graph.inputs}
-    model = model.clone()
-    for node in list(model.graph):
-        axis, data, other = node.attributes.pop("axis", None), node.inputs[0], node.inputs[-1]
-        if node.op_type not in ("Add", "Sub", "Mul", "Div") or axis is None or data is None or other is None:
-            continue
-        assert other.const_value is not None
-        array = other.const_value.numpy()
-        axis_from_front = axis.as_int() % ranks[data.name]
-        spread = array.reshape(array.shape + (1,) * (ranks[data.name] - axis_from_front - array.ndim))
-        constant = ir.Value(name=f"{other.name}/{node.outputs[0].name}", const_value=ir.Tensor(spread))
-        constant.dtype, constant.shape = other.dtype, ir.Shape(spread.shape)
-        model.graph.register_initializer(constant)
-        node.replace_input_with(1, constant)
-    return model
-
-
-def _inferred(model: ir.Model) -> ir.Model:
-    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
-
-
-def _agree_in_float64(
-    what: str, ref: Array, new: Array, others: Sequence[Array], dtype: ir.DataType | None
-) -> None:
+def _agree_in_float64(what: str, ref: Array, new: Array, others: Sequence[Array], dtype: ir.DataType | None) -> None:
     assert new.shape == ref.shape, f"{what}: shape {new.shape} instead of {ref.shape}"
     if not ref.size:
         return
@@ -246,13 +215,9 @@ def _agree_in_float64(
         return
     kind = np.dtype(np.float32) if dtype is None or not dtype.is_floating_point() else dtype.numpy()
     eps = float(ml_dtypes.finfo(kind).eps)
-    slack = 2 * max((float(np.abs(o - ref).max()) for o in others), default=0.0) + eps * float(
-        np.abs(ref).max()
-    )
+    slack = 2 * max((float(np.abs(o - ref).max()) for o in others), default=0.0) + eps * float(np.abs(ref).max())
     error = float(np.abs(new - ref).max())
-    assert error <= slack, (
-        f"{what}: error {error:.3g} in float64, where rounding the weights is worth {slack:.3g}"
-    )
+    assert error <= slack, f"{what}: error {error:.3g} in float64, where rounding the weights is worth {slack:.3g}"
 
 
 def runtime(model: ir.Model) -> ort.InferenceSession | None:
@@ -262,9 +227,7 @@ def runtime(model: ir.Model) -> ort.InferenceSession | None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes are private
         if not any(words in str(error) for words in _CANNOT_RUN):
             raise
