@@ -1,34 +1,25 @@
 """Fold a model from end to end: load, fold, check, and write if it came from a file."""
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
-from bnpass import census, model_io
-from bnpass.errors import SaveError, UsageError, VerificationError
-from bnpass.fold.inference import set_inference_mode
+from bnpass import census, checks, model_io
+from bnpass.errors import SaveError, UsageError
 from bnpass.fold.options import FoldOptions
 from bnpass.fold.result import Folded, Kept
+from bnpass.model_io import ModelLike
 from bnpass.model_io.slots import slots
 from bnpass.passes import FoldBatchNorm
-from bnpass.report import Check, FileFact, Report, counted
+from bnpass.report import FileFact, Report
 
-ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 Progress = Callable[[str, float], None]
 """Told the name of a stage and the fraction of it that is done."""
-
-Original = Callable[[], ModelLike]
-"""Gives the model to compare with; an ``onnx_ir.Model`` is given for keeps."""
-
-_WHOLE_MODEL = "whole model"
-_DRY_RUN = Check(_WHOLE_MODEL, ran=False, text="this is a dry run: nothing is written")
 
 
 @dataclass(frozen=True)
@@ -99,11 +90,7 @@ def fold(
     """
     options, progress, on_checked = options or FoldOptions(), progress or _silent, on_checked or _silent
     path = Path(model) if isinstance(model, str | os.PathLike) else None
-    if path is None and output is not None:
-        raise UsageError("an output path goes with a model that is given as a path")
-    target = None if path is None or dry_run else Path(output) if output is not None else default_output(path)
-    if target is not None and target.exists() and not force:
-        raise SaveError(f"{target}: exists already; give --force (force=True) to overwrite it")
+    target = None if dry_run else _target(path, output, force=force)
     progress("load", 0.0)
     load = partial(_load, model, base_dir, trust_external_data=trust_external_data)
     working = load()
@@ -111,29 +98,51 @@ def fold(
     before = census.take(working)
     folding = FoldBatchNorm(options, progress)
     modified = folding(working).modified
-    report = Report(
-        source=_fact(path, path.stat().st_size, fingerprint) if path is not None else None,
-        target=None,
-        before=before,
-        after=census.take(working),
-        folded=folding.folded,
-        kept=folding.kept,
-        checks=(_local_check(folding),),
-        options=options,
-    )
-    result = FoldResult(working, modified, folding.folded, folding.kept, report)
+
+    # what to compare with: the caller's own model, unless the file has to be read differently from how it stands
     original = load if base_dir is not None or trust_external_data or options.inference else lambda: model
+    source = None if path is None else _fact(path, path.stat().st_size, fingerprint)
+
+    def report(folded: Path | ir.Model | None, written: FileFact | None = None) -> Report:
+        progress("check", 0.0)
+        size = before.constant_bytes
+        whole = checks.DRY_RUN if folded is None else checks.whole_model(original, folded, size, options)
+        found = (checks.local(folding), whole)
+        after = census.take(working)
+        done = Report(source, written, before, after, folding.folded, folding.kept, found, options)
+        on_checked(done)
+        return done
+
+    def result(model: ModelLike, report: Report) -> FoldResult:
+        return FoldResult(model, modified, folding.folded, folding.kept, report)
+
+    if dry_run:
+        return result(working, report(None))
     if target is None:
-        checked = _with(report, _DRY_RUN) if dry_run else _checked(report, original, working, progress)
-        on_checked(checked)
-        return replace(result, model=working if dry_run else model_io.to_type_of(model, working), report=checked)
+        return result(model_io.to_type_of(model, working), report(working))
     progress("save", 0.0)
     with model_io.stage(working, target, force=force) as staged:
-        fact = replace(_fact(staged.path, staged.bytes, fingerprint), path=str(target))
-        checked = replace(_checked(report, original, staged.path, progress), target=fact)
-        on_checked(checked)
+        written = replace(_fact(staged.path, staged.bytes, fingerprint), path=str(target))
+        checked = report(staged.path, written)
         staged.commit()
-    return replace(result, model=str(target) if isinstance(model, str) else target, report=checked)
+    return result(str(target) if isinstance(model, str) else target, checked)
+
+
+def default_output(path: Path) -> Path:
+    """Return where the result of a path goes unless told otherwise."""
+    return path.with_name(f"{path.stem}.folded.onnx")
+
+
+def _target(path: Path | None, output: str | os.PathLike[str] | None, *, force: bool) -> Path | None:
+    """Return where the result is to be written; None for a model that did not come from a path."""
+    if path is None:
+        if output is not None:
+            raise UsageError("an output path goes with a model that is given as a path")
+        return None
+    target = default_output(path) if output is None else Path(output)
+    if target.exists() and not force:
+        raise SaveError(f"{target}: exists already; give --force (force=True) to overwrite it")
+    return target
 
 
 def _load(model: ModelLike, base_dir: str | os.PathLike[str] | None, *, trust_external_data: bool) -> ir.Model:
@@ -153,62 +162,6 @@ def _check_not_data(target: Path | None, model: ir.Model) -> None:
     for slot in slots(model):
         if isinstance(slot.tensor, ir.ExternalTensor) and target.samefile(slot.tensor.path):
             raise UsageError(f"{target}: holds weights of the model that is folded; choose another output")
-
-
-def default_output(path: Path) -> Path:
-    """Return where the result of a path goes unless told otherwise."""
-    return path.with_name(f"{path.stem}.folded.onnx")
-
-
-def _local_check(folding: FoldBatchNorm) -> Check:
-    edits = len(folding.folded)
-    text = f"{counted(edits, 'edit')}, op before against op after in float64"
-    if edits:
-        text += f"; largest deviation {folding.largest_error:.2f} of what one rounding permits"
-    return Check("local", ran=True, text=text, details={"edits": edits, "largest_error": folding.largest_error})
-
-
-def _checked(report: Report, original: Original, folded: Path | ir.Model, progress: Progress) -> Report:
-    """Add the whole-model check to a report; raise if it fails."""
-    return _with(report, _whole_model_check(report, original, folded, progress))
-
-
-def _with(report: Report, check: Check) -> Report:
-    return replace(report, checks=(*report.checks, check))
-
-
-def _whole_model_check(report: Report, original: Original, folded: Path | ir.Model, progress: Progress) -> Check:
-    name, options = _WHOLE_MODEL, report.options
-    if not options.check:
-        return Check(name, ran=False, text="switched off (--check 0)")
-    if importlib.util.find_spec("onnxruntime") is None:
-        return Check(name, ran=False, text='ONNX Runtime is not installed: pip install "bnpass[cpu]"')
-    from bnpass.verify import Status, fits, verify  # importing it costs as much as folding a small model
-
-    if not fits(report.before.constant_bytes):
-        return Check(name, ran=False, text="two runs of this model do not fit into the free memory")
-    progress("check", 0.0)
-    given = original()
-    if options.inference and isinstance(given, ir.Model):
-        set_inference_mode(given)
-    try:
-        found = verify(given, folded, draws=options.check, seed=options.seed)
-    except UsageError as error:  # no inputs could be drawn, or ONNX Runtime cannot be imported
-        return Check(name, ran=False, text=str(error))
-    except OSError as error:
-        return Check(name, ran=False, text=f"it has no room for temporary files: {error.strerror}")
-    if found.status is Status.NOT_RUN:
-        return Check(name, ran=False, text=found.failure, details=found.to_json())
-    try:
-        found.raise_for_mismatch()
-    except VerificationError as error:
-        error.add_note("nothing was written, please report this")
-        raise
-    text = f"{counted(found.draws, 'draw')} in ONNX Runtime, seed {found.seed}, reference {found.reference}"
-    if found.outputs:
-        closest = max(found.outputs, key=lambda o: o.max_abs_error / o.allowed if o.allowed else 0.0)
-        text += f"; largest error {closest.max_abs_error:.2g} of '{closest.name}', {closest.allowed:.2g} is allowed"
-    return Check(name, ran=True, text=text, details=found.to_json())
 
 
 def _fact(path: Path, size: int, fingerprint: bool) -> FileFact:

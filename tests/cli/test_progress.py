@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,22 @@ def drawn(monkeypatch: pytest.MonkeyPatch, clock: Clock, wait: float, *, termina
 def test_the_bar_waits_two_seconds(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     assert progress.PATIENCE_S == 2
     assert drawn(monkeypatch, clock, 1.99, terminal=True, quiet=False) == ""
-    bar = f"fold  [{'#' * 15}{' ' * 15}]"
+    bar = f"fold  [{'#' * 15}{' ' * 15}] 2 s"
     assert drawn(monkeypatch, clock, 2.0, terminal=True, quiet=False) == f"\r{bar}\r{' ' * len(bar)}\r"
+
+
+def test_the_bar_is_drawn_while_nothing_is_told(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with Progress(quiet=False) as told:
+        told("check", 0.0)
+        clock.now += 7
+        limit = time.monotonic() + 10
+        while "7 s" not in stderr.getvalue() and time.monotonic() < limit:
+            time.sleep(0.001)
+    assert "check [" in stderr.getvalue()
+    assert stderr.getvalue().endswith(" \r")
 
 
 def test_no_terminal_no_bar(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

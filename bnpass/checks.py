@@ -1,0 +1,79 @@
+"""The layers of checking that a fold went through, as they stand in its report."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bnpass.errors import UsageError, VerificationError
+from bnpass.fold.inference import set_inference_mode
+from bnpass.fold.options import FoldOptions
+from bnpass.model_io import ModelLike
+from bnpass.passes import FoldBatchNorm
+from bnpass.report import Check, counted
+
+_WHOLE_MODEL = "whole model"
+
+DRY_RUN = Check(_WHOLE_MODEL, ran=False, text="this is a dry run: nothing is written")
+
+
+def local(folding: FoldBatchNorm) -> Check:
+    """Return what the check of each edit found; a failure would have raised before."""
+    edits = len(folding.folded)
+    text = f"{counted(edits, 'edit')}, op before against op after in float64"
+    if edits:
+        text += f"; largest deviation {folding.largest_error:.2f} of what one rounding permits"
+    return Check("local", ran=True, text=text, details={"edits": edits, "largest_error": folding.largest_error})
+
+
+def whole_model(
+    original: Callable[[], ModelLike], folded: Path | ir.Model, constant_bytes: int, options: FoldOptions
+) -> Check:
+    """Run a model before and after in ONNX Runtime, where it is installed and both fit.
+
+    Args:
+        original: Gives the model to compare with; an ``onnx_ir.Model`` is given for keeps.
+        folded: The result.
+        constant_bytes: Size of the original.
+        options: How many draws, their seed, and whether training mode was read as inference.
+
+    Returns:
+        What was found, or why it was not run.
+
+    Raises:
+        VerificationError: They do not agree.
+    """
+    if not options.check:
+        return _not_run("switched off (--check 0)")
+    if importlib.util.find_spec("onnxruntime") is None:
+        return _not_run('ONNX Runtime is not installed: pip install "bnpass[cpu]"')
+    from bnpass.verify import Status, fits, verify  # importing it costs as much as folding a small model
+
+    if not fits(constant_bytes):
+        return _not_run("two runs of this model do not fit into the free memory")
+    given = original()
+    if options.inference and isinstance(given, ir.Model):
+        set_inference_mode(given)
+    try:
+        found = verify(given, folded, draws=options.check, seed=options.seed)
+    except UsageError as error:  # no inputs could be drawn, or ONNX Runtime cannot be imported
+        return _not_run(str(error))
+    except OSError as error:
+        return _not_run(f"it has no room for temporary files: {error.strerror}")
+    if found.status is Status.NOT_RUN:
+        return Check(_WHOLE_MODEL, ran=False, text=found.failure, details=found.to_json())
+    try:
+        found.raise_for_mismatch()
+    except VerificationError as error:
+        error.add_note("nothing was written, please report this")
+        raise
+    text = f"{counted(found.draws, 'draw')} in ONNX Runtime, seed {found.seed}, reference {found.reference}"
+    if found.outputs:
+        closest = max(found.outputs, key=lambda o: o.max_abs_error / o.allowed if o.allowed else 0.0)
+        text += f"; largest error {closest.max_abs_error:.2g} of '{closest.name}', {closest.allowed:.2g} is allowed"
+    return Check(_WHOLE_MODEL, ran=True, text=text, details=found.to_json())
+
+
+def _not_run(why: str) -> Check:
+    return Check(_WHOLE_MODEL, ran=False, text=why)
