@@ -27,11 +27,13 @@ class Cell:
     Attributes:
         sites: The affine nodes, in order.
         path: The same with the layout ops between them.
-        affine: All of them as one affine of ``start``; wide.
+        parts: Each of them as an affine of ``start``; wide.
+        affine: All of them as one.
     """
 
     sites: tuple[Site, ...]
     path: tuple[ir.Node, ...]
+    parts: tuple[Affine, ...]
     affine: Affine
 
     @property
@@ -53,6 +55,10 @@ class Cell:
     def cost(self) -> int:
         """Operations per element that the run costs as it is spelled."""
         return sum(site.cost for site in self.sites)
+
+    def carriers_before(self, site: Site) -> list[ir.Node]:
+        """Return the layout ops between the start and one of the affines."""
+        return [n for n in self.path[: self.path.index(site.node)] if n not in self.nodes]
 
     @property
     def nodes(self) -> frozenset[ir.Node]:
@@ -124,7 +130,7 @@ def build(order: Sequence[ir.Node], sites: Mapping[ir.Node, Site], scope: Scope,
 
 
 def _extend(first: Site, sites: Mapping[ir.Node, Site], scope: Scope, shapes: Shapes) -> Cell:
-    cell = Cell((first,), (first.node,), first.affine)
+    cell = Cell((first,), (first.node,), (first.affine,), first.affine)
     carriers: list[ir.Node] = []  # all layout ops since the start: affines between them change no axis
     pending: list[ir.Node] = []  # those behind the last affine
     value = cell.end
@@ -161,4 +167,4 @@ def _join(
     whole = cell.affine.then(carried)
     if len(whole.axes) > 1 or not whole.is_finite:
         return None
-    return Cell((*cell.sites, site), (*cell.path, *pending, site.node), whole)
+    return Cell((*cell.sites, site), (*cell.path, *pending, site.node), (*cell.parts, carried), whole)

@@ -6,14 +6,14 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal
 from bnpass.fold.absorb import Absorption
-from bnpass.fold.cells import Cell
+from bnpass.fold.cells import Cell, carry_on
 from bnpass.fold.graph import Scope, bypass, label
-from bnpass.fold.lower import host_of, lower
+from bnpass.fold.lower import cost_of, host_of, into_arithmetic, into_host
 from bnpass.fold.plan import Ledger, Plan, Target
 from bnpass.fold.recognize import Site
 from bnpass.fold.result import Folded
 from bnpass.fold.shapes import Shapes
-from bnpass.fold.write import Writer
+from bnpass.fold.write import Writer, trimmed
 from bnpass.semantics.affine import Affine, limits_of
 
 
@@ -43,7 +43,7 @@ class Committer:
             for site in plan.cell.sites:
                 bypass(site.node, site.data)
         else:
-            written = lower(plan.cell, plan.stays, self.writer, self.scope, dtype=self._dtype(plan.cell))
+            written = into_arithmetic(plan.cell, plan.stays, self._dtype(plan.cell), self.writer, self.scope)
             if isinstance(written, Refusal):
                 return None
             new = written
@@ -56,7 +56,14 @@ class Committer:
     def join(self, cell: Cell) -> Folded | None:
         """Write a cell in its cheapest form; None, and nothing is changed, if that cannot be."""
         names, batch_norms = cell.labels, cell.batch_norms
-        new = lower(cell, cell.affine, self.writer, self.scope, dtype=self._dtype(cell), host=host_of(cell))
+        host = host_of(cell) if cost_of(cell.affine) else None
+        if host is None:
+            new = into_arithmetic(cell, cell.affine, self._dtype(cell), self.writer, self.scope)
+        else:
+            at_host = carry_on(cell.carriers_before(host), cell.affine, self.scope, self.shapes)
+            if isinstance(at_host, Refusal):
+                return None
+            new = into_host(cell, host, at_host, self.writer, self.scope)
         if isinstance(new, Refusal):
             return None
         self._exchange(cell, new)
@@ -67,6 +74,8 @@ class Committer:
         return cell.sites[0].dtype or self.shapes.dtype(cell.start, self.scope)
 
     def _exchange(self, cell: Cell, new: list[Site]) -> None:
+        for site in new:
+            self.shapes.note_alike(site.node.outputs[0], site.data)
         for site in cell.sites:
             del self.sites[site.node]
         self.sites.update({site.node: site for site in new})
@@ -93,8 +102,10 @@ class Committer:
         dtype = linear.weight.dtype
         exact = shift[..., None, :] if linear.out_axis == -1 else shift[..., :, None]
         add = self.writer.node_behind("Add", node.outputs[0], exact, dtype, f"{label(node)}/Add", self.scope)
+        self.shapes.note_alike(add.outputs[0], node.outputs[0])
         rank = self.shapes.rank(node.outputs[0], self.scope)
-        if rank is not None and exact.ndim == 2:
-            placed = exact.reshape((1,) * (rank - 2) + exact.shape) if rank >= 2 else exact.reshape(-1)
+        exact = trimmed(exact)
+        if rank is not None and exact.ndim <= rank and sum(d != 1 for d in exact.shape) <= 1:
+            placed = exact.reshape((1,) * (rank - exact.ndim) + exact.shape)
             affine = Affine(placed.dtype.type(1).reshape(()), placed)
             self.sites[add] = Site(add, 0, affine, dtype, rounding=limits_of(dtype.numpy()).eps)

@@ -121,12 +121,12 @@ def bypass(node: ir.Node, data: ir.Value) -> None:
             data.type = kind
     else:
         result.replace_all_uses_with(data)
-    remove(node)
+    remove(node, spare=data)
 
 
-def remove(node: ir.Node) -> None:
-    """Take a node out of its graph, with whatever was there for it alone."""
-    inputs = [v for v in node.inputs if v is not None]
+def remove(node: ir.Node, spare: ir.Value | None = None) -> None:
+    """Take a node out of its graph, with whatever constants were there for it alone; ``spare`` is none of them."""
+    inputs = [v for v in node.inputs if v is not None and v is not spare]
     if node.graph is None:
         raise ValueError(f"node '{label(node)}' is in no graph")
     node.graph.remove(node, safe=True)
@@ -135,13 +135,11 @@ def remove(node: ir.Node) -> None:
 
 
 def discard(value: ir.Value) -> None:
-    """Delete a constant that nobody reads any more, and the nodes that made it."""
-    if value.uses() or value.is_graph_output():
+    """Delete a constant that nobody reads any more, and the nodes that made it; what is also an input stays."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
         return
     graph = value.graph
     if value.is_initializer() and graph is not None and value.name is not None:
-        if value.is_graph_input():
-            graph.inputs.remove(value)
         graph.initializers.pop(value.name)
         return
     producer = value.producer()
@@ -151,6 +149,24 @@ def discard(value: ir.Value) -> None:
         and not any(v.uses() or v.is_graph_output() for v in producer.outputs)
     ):
         remove(producer)
+
+
+def unread_initializers(graph: ir.Graph) -> set[str]:
+    """Return the names of the initializers that nothing reads."""
+    return {name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()}
+
+
+def drop_unread(scope: Scope, unread_before: set[str]) -> None:
+    """Up to IR 3 every initializer is listed as an input too: drop those that nothing reads any more."""
+    graph = scope.graph
+    if scope.has_defaults:
+        return
+    gone = unread_initializers(graph) - unread_before
+    kept = [value for value in graph.inputs if value.name not in gone]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+    for name in sorted(gone):
+        graph.initializers.pop(name)
 
 
 def replace_input(node: ir.Node, index: int, value: ir.Value) -> None:

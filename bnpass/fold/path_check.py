@@ -68,7 +68,10 @@ def check_way(
             moved = _run_without(way.nodes, _apply(at_start, x), way.affines, scope, shapes)
         except ValueError:  # a reshape that this guess of the unknown dimensions does not fit
             continue
-        _compare(way, before, _apply(at_end, moved), reach, tolerance)
+        after = _apply(at_end, moved)
+        if before.shape != after.shape and shapes.dims(way.start, scope) is None:
+            continue  # a constant had more axes than this guess
+        _compare(way, before, after, reach, tolerance)
         return None
     return Refusal(
         RefusalId.AXIS_NOT_PROVABLE,

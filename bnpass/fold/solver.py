@@ -15,7 +15,7 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.fold.cells import Cell, build
 from bnpass.fold.commit import Committer
-from bnpass.fold.graph import Scope, label, nodes_of, scopes
+from bnpass.fold.graph import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
 from bnpass.fold.lower import cost_of, host_of
 from bnpass.fold.options import FoldOptions
 from bnpass.fold.path_check import Way, check_way
@@ -65,11 +65,21 @@ class Solver:
         refusals = {n: s for n, s in found.items() if isinstance(s, Refusal)}
         planner = Planner(scope, self._shapes, self._ledger)
         committer = Committer(scope, self._shapes, self._ledger, self._writer, sites)
-        rounds = 0
+        unread, rounds = unread_initializers(scope.graph), 0
         while (last := self._round(planner, committer)).changed:
             rounds += 1
+            self._look_again(scope, sites, refusals)
+        drop_unread(scope, unread)
         self._record_kept(scope, sites, {**refusals, **last.refusals})
         return rounds > 0
+
+    def _look_again(self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]) -> None:
+        """Recognize what could not be before: with an affine gone, the shape behind it may be known now."""
+        for node in [n for n, r in refusals.items() if r.id is RefusalId.AXIS_NOT_PROVABLE]:
+            found = recognize(node, scope, self._shapes) if node.graph is not None else None
+            if isinstance(found, Site):
+                del refusals[node]
+                sites[node] = found
 
     def _round(self, planner: Planner, committer: Committer) -> _Round:
         this, sites = _Round(), committer.sites
@@ -105,8 +115,6 @@ class Solver:
     def _join(self, cell: Cell, committer: Committer) -> bool:
         """Write a cell in its cheapest form, if that is cheaper than how it is spelled."""
         if cost_of(cell.affine, as_batch_norm=host_of(cell) is not None) >= cell.cost:
-            return False
-        if not cost_of(cell.affine) and cell.end.is_graph_output() and not cell.start_may_be_output:
             return False
         way = Way(cell.path, cell.nodes, cell.start, cell.affine)
         checked = check_way(way, committer.scope, self._shapes, at_start=cell.affine, tolerance=cell.tolerance)

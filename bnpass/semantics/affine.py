@@ -16,7 +16,7 @@ float64 weights) and rounded once to the type of the weight.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,14 @@ class Affine:
 def identity(dtype: np.dtype[Any]) -> Affine:
     """Return the affine that changes nothing, as one-element vectors of ``dtype``."""
     return Affine(np.ones(1, dtype), np.zeros(1, dtype))
+
+
+def composed(affines: Iterable[Affine], dtype: np.dtype[Any]) -> Affine:
+    """Return the affine that applies all of these, the first one first; of none, the one that changes nothing."""
+    whole = Affine(np.ones((), dtype), np.zeros((), dtype))
+    for affine in affines:
+        whole = whole.then(affine)
+    return whole
 
 
 def of_batch_norm(scale: Array, B: Array, input_mean: Array, input_var: Array, epsilon: float) -> Affine:

@@ -34,12 +34,7 @@ TYPES = {
 MAX_CHANNELS = 6
 MAX_ELEMENTS = 600
 
-OPEN = frozenset(
-    {
-        *("host-conditioning", "host-axes", "dead-branch", "batched-add", "unit-mul", "guessed-rank"),
-        *("input-removed", "late-shape"),
-    }
-)
+OPEN: frozenset[str] = frozenset()
 """Known bugs of the fold, each with a strict xfail in test_fold_properties.py. Remove a name with its bug.
 
 host-conditioning   an affine joined into a batch normalization keeps input_mean, so that magnitudes grow
@@ -670,6 +665,35 @@ def _model(b: Builder, x: Wire) -> onnx.ModelProto:
 
 def _info(w: Wire) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(w.name, TYPES[w.dtype], list(w.dims))
+
+
+def _shuffle(b: Builder, w: Wire) -> bool:
+    return pick(b.choices, (_reshape, _transpose, _squeeze, _flatten))(b, w)
+
+
+_BETWEEN = ((_shuffle,), (_shuffle, _shuffle), (_shuffle, _affine, _shuffle))
+
+
+def layout_case(choices: Choices) -> Case:
+    """Build a linear op and an affine with layout ops between them, in a world where most lengths are equal."""
+    b = Builder(choices, np.random.default_rng(choices.below(1 << 30)), 17, 10, tame=True)
+    shape = tuple(2 + (choices.below(4) == 3) for _ in range(pick(choices, (4, 3, 2, 5))))
+    x = Wire("x", shape, ("N", *shape[1:]) if chance(choices, 25) else shape, SINGLE)
+    b.wires.append(x)
+    between = pick(choices, _BETWEEN)
+    for step in pick(choices, ((_linear, *between, _affine), (_affine, *between, _linear))):
+        for _ in range(3):
+            if step(b, b.wires[-1]):
+                break
+    if len(b.wires) == 1:
+        _same(b, x)
+    return Case(_model(b, x), {"x": b.feed(shape, SINGLE)}, 17, SINGLE, b.has_training, frozenset(b.must_stay))
+
+
+@st.composite
+def layout_cases(draw: Any) -> Case:
+    """Return cases about layout for hypothesis."""
+    return layout_case(DrawnChoices(draw))
 
 
 @st.composite

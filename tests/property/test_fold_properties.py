@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bnpass.errors import RefusalId
 from bnpass.passes import FoldBatchNorm
-from tests.property.graphs import BRAIN, DOUBLE, HALF, OPEN, SINGLE, Case, cases
+from tests.property.graphs import BRAIN, DOUBLE, HALF, OPEN, SINGLE, Case, cases, layout_cases
 from tests.property.judge import judge, summary
 from tests.support.build import model
 from tests.support.float64 import Array, round_to
@@ -69,6 +69,12 @@ def test_the_same_in_bfloat16(case: Case) -> None:
 @examples(100)
 @given(cases(np.float64))
 def test_the_same_in_float64(case: Case) -> None:
+    _judged(case)
+
+
+@examples(600)
+@given(layout_cases())
+def test_affines_keep_their_axis_through_layout_ops(case: Case) -> None:
     _judged(case)
 
 
@@ -386,6 +392,17 @@ def test_a_batch_norm_that_takes_in_a_mul_before_an_unsqueeze_keeps_its_own_axes
         "{ a = Relu(x) m = Mul(a, s) u = Unsqueeze(m, axes) n = BatchNormalization(u, s, s, s, s) "
         "y = Conv<group=6>(n, w) z = Relu(n) }",
         {"s": np.arange(1, 7, dtype=np.float32), "axes": np.array([2]), "w": np.ones((6, 1, 1), np.float32)},
+    )
+    FoldBatchNorm()(built)
+
+
+@_known("host-axes")
+def test_a_batch_norm_that_takes_in_a_neg_before_a_transpose_keeps_its_own_axes() -> None:
+    """Here the axes have equal lengths: nothing but the local check stands between this and a wrong model."""
+    built = model(
+        "g (float[2, 2] x) => (float[2, 1] y) { a = Neg(x) t = Transpose<perm=[1, 0]>(a) "
+        "n = BatchNormalization(t, s, s, s, s) f = Flatten<axis=1>(n) y = Gemm<transA=1>(f, w) }",
+        {"s": _VECTOR, "w": np.ones((2, 1), np.float32)},
     )
     FoldBatchNorm()(built)
 

@@ -61,9 +61,7 @@ class Tally:
 
 def kind_of(error: Exception) -> str:
     """Return a failure without its names and numbers."""
-    return re.sub(
-        r"'[^']*'|\[[^\]]*\]|[-+]?\d[\d.e+-]*", "…", f"{type(error).__name__}: {error}".split("\n")[0]
-    )[:120]
+    return re.sub(r"'[^']*'|\[[^\]]*\]|[-+]?\d[\d.e+-]*", "…", f"{type(error).__name__}: {error}".split("\n")[0])[:120]
 
 
 def one(number: int, tally: Tally, dtype: np.dtype[np.generic] | None, out: Path | None) -> None:
@@ -81,9 +79,7 @@ def one(number: int, tally: Tally, dtype: np.dtype[np.generic] | None, out: Path
             save(number, dtype, case.model, error, out)
 
 
-def save(
-    number: int, dtype: np.dtype[np.generic] | None, model: onnx.ModelProto, error: Exception, out: Path
-) -> None:
+def save(number: int, dtype: np.dtype[np.generic] | None, model: onnx.ModelProto, error: Exception, out: Path) -> None:
     """Keep a failing model with the command that shows it again."""
     out.mkdir(parents=True, exist_ok=True)
     option = f" --dtype {dtype}" if dtype is not None else ""
@@ -123,9 +119,7 @@ def show(number: int, dtype: np.dtype[np.generic] | None) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long; 0: never")
