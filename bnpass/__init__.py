@@ -12,17 +12,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bnpass.api import FoldResult, fold
-    from bnpass.fold.options import FoldOptions
-    from bnpass.verify import Verification, verify
+    from bnpass.folding.options import FoldOptions
+    from bnpass.verification import Verification, verify
 
 __all__ = ["FoldOptions", "FoldResult", "Verification", "__version__", "fold", "verify"]
 
 _HOMES = {
-    "FoldOptions": "bnpass.fold.options",
+    "FoldOptions": "bnpass.folding.options",
     "FoldResult": "bnpass.api",
-    "Verification": "bnpass.verify",
+    "Verification": "bnpass.verification",
     "fold": "bnpass.api",
-    "verify": "bnpass.verify",
+    "verify": "bnpass.verification",
 }
 
 

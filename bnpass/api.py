@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from bnpass import census, checks, model_io
 from bnpass.errors import SaveError, UsageError
-from bnpass.fold.options import FoldOptions
-from bnpass.fold.result import Folded, Kept
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.result import Folded, Kept
 from bnpass.model_io import ModelLike
 from bnpass.model_io.slots import slots
 from bnpass.passes import FoldBatchNorm

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bnpass.errors import UsageError, VerificationError
-from bnpass.fold.inference import set_inference_mode
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.inference import set_inference_mode
+from bnpass.folding.options import FoldOptions
 from bnpass.model_io import ModelLike
 from bnpass.passes import FoldBatchNorm
 from bnpass.report import Check, counted
@@ -48,7 +48,7 @@ def whole_model(
         return _not_run("switched off (--check 0)")
     if importlib.util.find_spec("onnxruntime") is None:
         return _not_run('ONNX Runtime is not installed: pip install "bnpass[cpu]"')
-    from bnpass.verify import Status, fits, verify  # importing it costs as much as folding a small model
+    from bnpass.verification import Status, fits, verify  # importing it costs as much as folding a small model
 
     if not fits(constant_bytes):
         return _not_run("two runs of this model do not fit into the free memory")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from bnpass.fold.inference import set_inference_mode
-from bnpass.fold.options import FoldOptions
-from bnpass.fold.result import Folded, Kept
-from bnpass.fold.solver import Solver
+from bnpass.folding.inference import set_inference_mode
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.result import Folded, Kept
+from bnpass.folding.solver import Solver
 
 __all__ = ["FoldBatchNorm"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from bnpass import __version__
 from bnpass.census import Census
-from bnpass.fold.options import FoldOptions
-from bnpass.fold.result import Folded, Kept
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.result import Folded, Kept
 
 SCHEMA = 1
 

@@ -160,9 +160,7 @@ def align(before: Sequence[Box], after: Sequence[Box]) -> list[Row]:
 
 
 def _likeness(one: Box, other: Box) -> int:
-    if one.kind != other.kind or (
-        one.op != other.op and one.kind != "linear"
-    ):  # MatMul + Add may become Gemm
+    if one.kind != other.kind or (one.op != other.op and one.kind != "linear"):  # MatMul + Add may become Gemm
         return 0
     return 1 + 4 * bool(one.names & other.names)
 
@@ -198,8 +196,7 @@ def _heading(column: Column, title: str) -> list[str]:
     kinds = [box.kind for box in column.boxes]
     middle = column.x + WIDTH / 2
     legend = [
-        f'<tspan fill="{FILL[kind]}">■</tspan> {kinds.count(kind)} {kind}'
-        for kind in ("affine", "linear", "other")
+        f'<tspan fill="{FILL[kind]}">■</tspan> {kinds.count(kind)} {kind}' for kind in ("affine", "linear", "other")
     ]
     counts = f"{len(kinds) - kinds.count('edge')} nodes:  {'  '.join(legend)}"
     return [
@@ -235,9 +232,7 @@ def _box(column: Column, index: int | None, y: float) -> list[str]:
     x = column.x
     radius = HEIGHT / 2 if box.kind == "edge" else 5
     title = f'{_text(box.op, 24)} <tspan class="detail">{_text(box.detail, 26)}</tspan>'
-    space = int(
-        (WIDTH - 36 - 9.2 * len(box.op) - 8 * len(box.detail)) / 6.8
-    )  # in letters of the widest usual font
+    space = int((WIDTH - 36 - 9.2 * len(box.op) - 8 * len(box.detail)) / 6.8)  # in letters of the widest usual font
     label = _text(box.label, space) if space >= 6 else ""
     size = f'width="{WIDTH}" height="{HEIGHT}" rx="{radius}"'
     return [
@@ -262,9 +257,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--titles", nargs=2, default=("before", "after"), metavar=("BEFORE", "AFTER"))
     arguments = parser.parse_args()
-    boxes = [
-        read_boxes(onnx.load(path, load_external_data=False)) for path in (arguments.before, arguments.after)
-    ]
+    boxes = [read_boxes(onnx.load(path, load_external_data=False)) for path in (arguments.before, arguments.after)]
     arguments.output.write_text(draw(*boxes, tuple(arguments.titles)), encoding="utf-8")
     removed = len(boxes[0]) - len(boxes[1])
     print(f"{arguments.output}: {len(boxes[0])} boxes before, {len(boxes[1])} after, {removed} gone")

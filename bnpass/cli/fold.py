@@ -12,7 +12,7 @@ from bnpass.cli.progress import Progress
 from bnpass.errors import ExitCode, SaveError, UsageError
 
 if TYPE_CHECKING:
-    from bnpass.fold.options import FoldOptions
+    from bnpass.folding.options import FoldOptions
     from bnpass.report import Report
 
 
@@ -75,7 +75,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 def options_of(arguments: argparse.Namespace) -> "FoldOptions":
     """Return the fold options that the command line stands for."""
-    from bnpass.fold.options import FoldOptions  # --help must stay instant
+    from bnpass.folding.options import FoldOptions  # --help must stay instant
 
     return FoldOptions(
         inference=arguments.inference,

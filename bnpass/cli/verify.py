@@ -46,7 +46,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
     from bnpass.model_io import load
-    from bnpass.verify import Status, verify  # --help must stay instant
+    from bnpass.verification import Status, verify  # --help must stay instant
 
     original, new = (
         load(path, trust_external_data=True) if arguments.trust_external_data else path

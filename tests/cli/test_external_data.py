@@ -11,7 +11,7 @@ import pytest
 
 from bnpass.api import fold
 from bnpass.errors import BnpassError, ExitCode
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.options import FoldOptions
 from tests.cli import models
 from tests.cli.command import Call
 from tests.cli.conftest import Folder

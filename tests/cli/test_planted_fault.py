@@ -9,8 +9,8 @@ import pytest
 
 from bnpass.api import fold
 from bnpass.errors import VerificationError
-from bnpass.fold.linear_check import LinearCheck
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.linear_check import LinearCheck
+from bnpass.folding.options import FoldOptions
 from bnpass.semantics.affine import Array, WeightFold
 from tests.cli import models
 from tests.cli.command import Call

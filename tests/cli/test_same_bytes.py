@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from bnpass.api import fold
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.options import FoldOptions
 from tests.cli import models
 from tests.cli.command import ROOT, Call, environment, python, snapshot
 from tests.cli.models import written

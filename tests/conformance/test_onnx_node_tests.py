@@ -122,9 +122,7 @@ def test_before_a_random_conv_it_is_as_exact_as_before(case: Any, padded: bool) 
     channels = feeds(case)["x"].shape[1]
     proto.graph.initializer.append(tensor(normal(5, channels, 3, 3), "W"))
     proto.graph.node[0].output[0] = "t"
-    proto.graph.node.append(
-        onnx.helper.make_node("Conv", ["t", "W"], ["y"], pads=[1] * 4 if padded else [0] * 4)
-    )
+    proto.graph.node.append(onnx.helper.make_node("Conv", ["t", "W"], ["y"], pads=[1] * 4 if padded else [0] * 4))
     for dim in proto.graph.output[0].type.tensor_type.shape.dim:
         dim.ClearField("value")
     result = folded_and_right(ir.from_proto(proto))
@@ -176,13 +174,9 @@ def test_batch_norm_behind_a_linear_op(case: Any) -> None:
     result_name = proto.graph.output[0].name
     proto.graph.node[0].output[0] = "linear"
     proto.graph.node.append(
-        onnx.helper.make_node(
-            "BatchNormalization", ["linear", *(f"bn.{n}" for n in "sbmv")], [result_name], name="bn"
-        )
+        onnx.helper.make_node("BatchNormalization", ["linear", *(f"bn.{n}" for n in "sbmv")], [result_name], name="bn")
     )
-    result = folded_and_right(
-        ir.from_proto(proto), [{proto.graph.input[0].name: next(iter(feeds(case).values()))}]
-    )
+    result = folded_and_right(ir.from_proto(proto), [{proto.graph.input[0].name: next(iter(feeds(case).values()))}])
     op_type = case.model.graph.node[0].op_type
     assert result.modified == (op_type != "MatMul" or output.ndim == 2)
 
@@ -199,9 +193,7 @@ def test_batch_norm_before_a_linear_op(case: Any) -> None:
     proto.graph.node[0].input[0] = "normalized"
     proto.graph.node.insert(
         0,
-        onnx.helper.make_node(
-            "BatchNormalization", [first, *(f"bn.{n}" for n in "sbmv")], ["normalized"], name="bn"
-        ),
+        onnx.helper.make_node("BatchNormalization", [first, *(f"bn.{n}" for n in "sbmv")], ["normalized"], name="bn"),
     )
     result = folded_and_right(ir.from_proto(proto), [{first: data}])
     is_transposed = any(a.name == "transA" and a.i for a in case.model.graph.node[0].attribute)

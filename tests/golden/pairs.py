@@ -98,9 +98,7 @@ def show(model: ir.Model) -> str:
     for function in proto.functions:
         del function.value_info[:]
     text = onnx.printer.to_text(proto)
-    text = re.sub(
-        r"(value: tensor = (?:float|double|float16|bfloat16)\[[\d,]*\])[^{}]*\{[^{}]*\}", r"\1", text
-    )
+    text = re.sub(r"(value: tensor = (?:float|double|float16|bfloat16)\[[\d,]*\])[^{}]*\{[^{}]*\}", r"\1", text)
     text = re.sub(r"<\s*ir_version: (\d+),\s*opset_import: \[([^]]*)\]\s*>", _header, text, count=1)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()).strip()
 
@@ -118,9 +116,7 @@ def _hide(graph: onnx.GraphProto) -> None:
                 _hide(attribute.g)
     constants = [t for t in graph.initializer if ir.DataType(t.data_type).is_floating_point()]
     for constant in constants:
-        graph.value_info.append(
-            onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims)
-        )
+        graph.value_info.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
         graph.initializer.remove(constant)
         for listed in [i for i in graph.input if i.name == constant.name]:
             graph.input.remove(listed)
@@ -129,9 +125,7 @@ def _hide(graph: onnx.GraphProto) -> None:
 def main() -> None:
     """Rewrite the files of the families on the command line, or all."""
     for family in sys.argv[1:] or families():
-        renewed = [
-            Pair(p.family, p.name, p.remark, p.before, written(p.result())).text() for p in pairs(family)
-        ]
+        renewed = [Pair(p.family, p.name, p.remark, p.before, written(p.result())).text() for p in pairs(family)]
         (CASES / f"{family}.txt").write_text("\n".join(renewed), encoding="utf-8")
 
 

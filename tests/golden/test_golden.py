@@ -15,9 +15,7 @@ def test_golden(pair: Pair) -> None:
     result = pair.result()
     got = written(result)
     if got != pair.after:
-        lines = difflib.unified_diff(
-            pair.after.splitlines(), got.splitlines(), "expected", "got", lineterm=""
-        )
+        lines = difflib.unified_diff(pair.after.splitlines(), got.splitlines(), "expected", "got", lineterm="")
         difference = "\n".join(lines)
         pytest.fail(
             f"{pair.remark}{pair.before}\n=>\n{difference}\n\n"

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from bnpass.api import fold
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.options import FoldOptions
 from tests.support.leftovers import leftovers
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from bnpass.errors import RefusalId
-from bnpass.fold.options import FoldOptions
-from bnpass.verify.bound import judge
+from bnpass.folding.options import FoldOptions
+from bnpass.verification.bound import judge
 from tests.support.build import BFLOAT16, batch_norm, model, normal
 from tests.support.judge import fold, folded_and_right, runs_in_onnx_runtime
 
@@ -189,9 +189,7 @@ def test_onnxslim_321_unnamed_nodes_do_not_share_a_key() -> None:
         e = Conv (d, W2)
         y = BatchNormalization (e, b, s, m, v)
     }"""
-    result = folded_and_right(
-        model(graph, {"W1": normal(4, 3, 2, 2), "W2": normal(4, 4, 2, 2), **batch_norm(4)})
-    )
+    result = folded_and_right(model(graph, {"W1": normal(4, 3, 2, 2), "W2": normal(4, 4, 2, 2), **batch_norm(4)}))
     assert result.ops == ["Conv", "Sigmoid", "Conv"]
     assert len({node.inputs[2] for node in result.after.graph if node.op_type == "Conv"}) == 2
 
@@ -253,9 +251,7 @@ def test_onnxoptimizer_float16_aimet_float32_bytes_every_type_stays_what_it_is(k
     }}"""
     result = folded_and_right(model(graph, all_of(kind)))
     assert result.ops == ["Gemm"]
-    assert {v.dtype for v in result.after.graph.initializers.values()} == {
-        ir.DataType.from_numpy(np.dtype(kind))
-    }
+    assert {v.dtype for v in result.after.graph.initializers.values()} == {ir.DataType.from_numpy(np.dtype(kind))}
 
 
 def test_tvm_epsilon_is_the_float32_number_in_the_file_whatever_the_type_of_the_data() -> None:
@@ -299,9 +295,7 @@ def test_pytorch_fuse_linear_rounds_once_and_not_the_scale_first() -> None:
 
 @pytest.mark.parametrize("name", "sbmv")
 @pytest.mark.parametrize("shape", [(1, 4), (1,), (), (5,)], ids=str)
-def test_onnxoptimizer_assertion_unexpected_parameter_shape_is_a_refusal(
-    name: str, shape: tuple[int, ...]
-) -> None:
+def test_onnxoptimizer_assertion_unexpected_parameter_shape_is_a_refusal(name: str, shape: tuple[int, ...]) -> None:
     result = fold(model(CONV_BN, {**CONV, name: np.ones(shape, F)}))
     assert not result.modified
     assert result.refusals == {"bn": RefusalId.AXIS_NOT_PROVABLE}
@@ -345,9 +339,7 @@ def test_onnx2tf_run_time_conv_bias_is_not_dropped_where_only_the_input_is_scale
 @pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
 def test_onnxscript_onnxslim_bias_spelled_as_an_empty_name_is_no_bias(op_type: str) -> None:
     graph = CONV_BN.replace("Conv (x, W)", f'{op_type} (x, W, "")').replace("4,4] y", "P,Q] y")
-    result = folded_and_right(
-        model(graph.replace("2,3,6,6", "2,4,6,6"), {"W": normal(4, 4, 3, 3), **batch_norm(4)})
-    )
+    result = folded_and_right(model(graph.replace("2,3,6,6", "2,4,6,6"), {"W": normal(4, 4, 3, 3), **batch_norm(4)}))
     assert result.ops == [op_type]
 
 

@@ -177,9 +177,7 @@ def test_weight_and_bias_are_the_same_tensor() -> None:
         t = Gemm (x, W, W)
         y = BatchNormalization (t, s, b, m, v)
     }"""
-    result = folded_and_right(
-        model(graph.replace("float[2,4]", "float[4,4]"), {"W": normal(4, 4), **batch_norm(4)})
-    )
+    result = folded_and_right(model(graph.replace("float[2,4]", "float[4,4]"), {"W": normal(4, 4), **batch_norm(4)}))
     assert result.ops == ["Gemm"]
 
 

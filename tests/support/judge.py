@@ -18,12 +18,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bnpass.errors import RefusalId
-from bnpass.fold.options import FoldOptions
-from bnpass.fold.result import Folded, Kept
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.result import Folded, Kept
 from bnpass.passes import FoldBatchNorm
-from bnpass.verify.bound import judge
-from bnpass.verify.float64 import Float64Model
-from bnpass.verify.perturb import perturbed
+from bnpass.verification.bound import judge
+from bnpass.verification.float64 import Float64Model
+from bnpass.verification.perturb import perturbed
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

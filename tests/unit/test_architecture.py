@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "passes": {"folding"},
     "census": set(),
     "report": {"census", "folding"},
-    "api": {"census", "model_io", "errors", "folding", "passes", "report", "verification"},
-    "cli": {"api", "errors", "folding", "report", "verification"},
+    "checks": {"errors", "folding", "model_io", "passes", "report", "verification"},
+    "api": {"census", "checks", "model_io", "errors", "folding", "passes", "report", "verification"},
+    "cli": {"api", "errors", "folding", "model_io", "report", "verification"},
     "__main__": {"cli"},
     "__init__": {"api", "folding", "verification"},
 }

@@ -45,9 +45,7 @@ def rich() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Constant", [], ["k"], value=filled("", (50, 50), seed=2)),
         helper.make_node("F", ["x"], ["f"], domain="d", alpha=2.0),
-        helper.make_node(
-            "If", ["c"], ["i"], name="named", doc_string="why", then_branch=branch, else_branch=other
-        ),
+        helper.make_node("If", ["c"], ["i"], name="named", doc_string="why", then_branch=branch, else_branch=other),
         helper.make_node("Sum", ["x", "w", "k", "f", "i"], ["s"]),
         helper.make_node("Dropout", ["s", "", ""], ["y", ""]),
     ]
@@ -57,18 +55,14 @@ def rich() -> onnx.ModelProto:
         helper.make_tensor("c", onnx.TensorProto.BOOL, [], [True]),
         filled("unused", (3000,), onnx.TensorProto.BFLOAT16, seed=4),
         helper.make_tensor("typed", FLOAT, [3], [1.0, 2.0, 3.0]),
-        onnx.TensorProto(
-            name="words", data_type=onnx.TensorProto.STRING, dims=[2], string_data=[b"a", b"bc"]
-        ),
+        onnx.TensorProto(name="words", data_type=onnx.TensorProto.STRING, dims=[2], string_data=[b"a", b"bc"]),
         filled("four", (9001,), onnx.TensorProto.INT4, seed=5),
         onnx.TensorProto(name="nothing", data_type=FLOAT, dims=[0, 5]),
     ]
     weights[0].doc_string = "weights"
     weights[0].metadata_props.add(key="origin", value="layer1")
     weights[3].metadata_props.add(key="origin", value="layer2")
-    graph = helper.make_graph(
-        nodes, "g", [info("x", ("N", None))], [info("y")], weights, doc_string="graph doc"
-    )
+    graph = helper.make_graph(nodes, "g", [info("x", ("N", None))], [info("y")], weights, doc_string="graph doc")
     graph.metadata_props.add(key="g", value="1")
     graph.value_info.append(info("s"))
     annotation = graph.quantization_annotation.add(tensor_name="w")
@@ -180,9 +174,7 @@ def test_ir_version_3_keeps_its_initializers_among_the_inputs(tmp_path: Path) ->
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 7)], ir_version=3)
     policies: tuple[Policy, ...] = ("never", "always")
     for policy in policies:
-        done = save(
-            load(write(tmp_path / "m.onnx", proto)), tmp_path / f"{policy}.onnx", external_data=policy
-        )
+        done = save(load(write(tmp_path / "m.onnx", proto)), tmp_path / f"{policy}.onnx", external_data=policy)
         saved = onnx.load(done.model)
         assert saved.ir_version == 3
         assert [i.name for i in saved.graph.input] == ["x", "w"]
@@ -199,9 +191,7 @@ def test_every_type_is_read_as_onnx_ir_reads_it(tmp_path: Path, kind: ir.DataTyp
     weight = filled("w", (172, 125), kind.value)
     if kind == ir.DataType.BOOL:
         weight.raw_data = bytes(byte & 1 for byte in weight.raw_data)
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "g", [info("x")], [info("y")], [weight]
-    )
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [info("x")], [info("y")], [weight])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     done = save(load(write(tmp_path / "m.onnx", proto)), tmp_path / "n.onnx", external_data=policy)
     held = load(done.model).graph.initializers["w"].const_value
@@ -271,9 +261,7 @@ def test_the_callers_model_keeps_its_tensors(tmp_path: Path) -> None:
     policies: tuple[Policy, ...] = ("never", "always")
     for policy in policies:
         save(model, tmp_path / f"{policy}.onnx", external_data=policy)
-        assert all(
-            v.const_value is t for v, t in zip(model.graph.initializers.values(), tensors, strict=True)
-        )
+        assert all(v.const_value is t for v, t in zip(model.graph.initializers.values(), tensors, strict=True))
         assert model.graph[0].attributes["value"].as_tensor() is attribute
 
 
@@ -326,7 +314,7 @@ print(base, high_water(), done.bytes)
 
 
 def measured(source: Path, target: Path) -> tuple[int, int, int]:
-    done = subprocess.run(  # noqa: S603  # our own interpreter
+    done = subprocess.run(  # our own interpreter
         [sys.executable, "-c", MEASURED, str(source), str(target)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -375,9 +363,7 @@ def test_expand_is_the_inverse_of_skim() -> None:
     assert len(skeleton) < len(data) - 6 * (MINIMUM - 100)
     parts, total = expand(skeleton, [span.length for span in spans], tokens)
     pieces = [
-        part
-        if isinstance(part, bytes)
-        else data[spans[part].offset : spans[part].offset + spans[part].length]
+        part if isinstance(part, bytes) else data[spans[part].offset : spans[part].offset + spans[part].length]
         for part in parts
     ]
     assert b"".join(pieces) == data
@@ -387,9 +373,7 @@ def test_expand_is_the_inverse_of_skim() -> None:
 @pytest.mark.parametrize("length", [MINIMUM - 1, MINIMUM, MINIMUM + 1, 16383, 16384, 2**21 - 1, 2**21])
 def test_lengths_at_every_edge_of_the_encoding_survive(tmp_path: Path, length: int) -> None:
     weight = filled("w", (length,), onnx.TensorProto.UINT8)
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "g", [info("x")], [info("y")], [weight]
-    )
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [info("x")], [info("y")], [weight])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     model = load(write(tmp_path / "m.onnx", proto))
     held = model.graph.initializers["w"].const_value

@@ -26,9 +26,7 @@ BIG = 100_000  # elements: above the size from which the kernel copies
 def make(fill: float, sizes: tuple[int, ...] = (BIG, 8, 3000)) -> ir.Model:
     """y = x + sum of all weights' first elements, so that the result tells the files apart."""
     tensors = [np.full(size, fill + i, np.float32) for i, size in enumerate(sizes)]
-    weights = [
-        helper.make_tensor(f"w{i}", FLOAT, [t.size], t.tobytes(), raw=True) for i, t in enumerate(tensors)
-    ]
+    weights = [helper.make_tensor(f"w{i}", FLOAT, [t.size], t.tobytes(), raw=True) for i, t in enumerate(tensors)]
     first = helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0])
     nodes = [helper.make_node("Gather", [w.name, "first"], [f"g_{w.name}"]) for w in weights]
     nodes.append(helper.make_node("Sum", ["x", *(f"g_{w.name}" for w in weights)], ["y"]))
@@ -427,7 +425,7 @@ def test_a_full_disk_is_one_line_that_says_so(tmp_path: Path) -> None:
     )
     source = save(make(1.0), tmp_path / "m.onnx").model
     target = tmp_path / "n.onnx"
-    done = subprocess.run(  # noqa: S603  # our own interpreter
+    done = subprocess.run(  # our own interpreter
         [sys.executable, "-c", code, str(source), str(target)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -472,9 +470,7 @@ def test_an_error_in_a_computed_tensor_leaves_nothing(tmp_path: Path, policy: Po
         save(model, tmp_path / "m.onnx", external_data=policy)
     assert names(tmp_path) == []
     assert model.graph.initializers["w2"].const_value is lazy
-    short = ir.LazyTensor(
-        lambda: ir.tensor(np.zeros(5, np.float32)), ir.DataType.FLOAT, ir.Shape([3000]), name="w2"
-    )
+    short = ir.LazyTensor(lambda: ir.tensor(np.zeros(5, np.float32)), ir.DataType.FLOAT, ir.Shape([3000]), name="w2")
     model.graph.initializers["w2"].const_value = short
     with pytest.raises(errors.ModelError, match="'w2' has 20 bytes where shape and type take 12000"):
         save(model, tmp_path / "m.onnx", external_data=policy)
@@ -506,7 +502,7 @@ def test_a_killed_process_leaves_the_old_pair_or_the_new_one(tmp_path: Path, pol
     target = tmp_path / "m.onnx"
     save(make(1.0), target, external_data=policy)
     new = save(make(10.0), tmp_path / "new.onnx", external_data=policy).model
-    done = subprocess.run(  # noqa: S603  # our own interpreter
+    done = subprocess.run(  # our own interpreter
         [sys.executable, "-c", KILLED, str(target), str(new), str(at)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
@@ -533,7 +529,7 @@ def test_the_same_model_is_the_same_bytes_in_every_process(tmp_path: Path, polic
     for seed in ("0", "1", "7"):
         folder = tmp_path / seed
         folder.mkdir()
-        subprocess.run(  # noqa: S603  # our own interpreter
+        subprocess.run(  # our own interpreter
             [sys.executable, "-c", code, str(source), str(folder / "o.onnx"), policy],
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
             check=True,

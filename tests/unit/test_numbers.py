@@ -67,9 +67,7 @@ def folded(graph: str, constants: dict[str, Array], dtype: Any) -> Result:
 
 
 def bias_of(result: Result) -> Array:
-    return next(
-        result.constant(n) for n in result.after.graph.initializers if n.endswith(("bias", "c", "constant"))
-    )
+    return next(result.constant(n) for n in result.after.graph.initializers if n.endswith(("bias", "c", "constant")))
 
 
 LINEAR = {
@@ -233,9 +231,7 @@ def test_permuting_channels_commutes_with_folding() -> None:
 def test_doubling_gamma_and_beta_doubles_weight_and_bias() -> None:
     constants = {"W": normal(4, 3, 3, 3), **batch_norm(4)}
     W, bias = weights_of(CONV_BN, constants)
-    doubled_W, doubled_bias = weights_of(
-        CONV_BN, {**constants, "s": 2 * constants["s"], "b": 2 * constants["b"]}
-    )
+    doubled_W, doubled_bias = weights_of(CONV_BN, {**constants, "s": 2 * constants["s"], "b": 2 * constants["b"]})
     assert bias is not None
     assert doubled_bias is not None
     np.testing.assert_array_equal(doubled_W, 2 * W)
@@ -295,9 +291,7 @@ def test_weights_as_raw_data_and_as_typed_fields_fold_to_the_same_numbers() -> N
         array = constants[tensor.name]
         tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, tensor.data_type, array.shape, array.ravel()))
     assert typed.graph.initializer[0].float_data
-    np.testing.assert_array_equal(
-        fold(ir.from_proto(raw)).constant("W"), fold(ir.from_proto(typed)).constant("W")
-    )
+    np.testing.assert_array_equal(fold(ir.from_proto(raw)).constant("W"), fold(ir.from_proto(typed)).constant("W"))
 
 
 def test_the_judge_itself_flags_a_weight_that_is_two_units_off() -> None:

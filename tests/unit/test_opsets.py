@@ -20,9 +20,7 @@ CONV = {"W": normal(4, 3, 3, 3), **batch_norm(4)}
 INFERENCE, TRAINING = "inference", "training"
 
 
-def conv_bn(
-    opset: int, attributes: dict[str, Any], outputs: int = 1, ir_version: int | None = None
-) -> ir.Model:
+def conv_bn(opset: int, attributes: dict[str, Any], outputs: int = 1, ir_version: int | None = None) -> ir.Model:
     """Return Conv and BN, with what version 1 asks for on top."""
     if opset < 6:
         attributes = {**attributes, "consumed_inputs": [0, 0, 0, 1, 1]}

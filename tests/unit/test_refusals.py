@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bnpass.errors import RefusalId
-from bnpass.fold.options import FoldOptions
+from bnpass.folding.options import FoldOptions
 from tests.support.build import batch_norm, model, normal
 from tests.support.judge import fold, folded_and_right, is_right
 
@@ -600,9 +600,7 @@ def test_every_refusal_is_provoked_here() -> None:
 
 
 def test_an_unnamed_node_is_addressed_by_its_first_output() -> None:
-    result = fold(
-        model(CONV_BN.replace("[conv]", "").replace("[bn]", "").replace("Conv (x", "Conv (x, x, "), CONV)
-    )
+    result = fold(model(CONV_BN.replace("[conv]", "").replace("[bn]", "").replace("Conv (x", "Conv (x, x, "), CONV))
     assert [k.node for k in result.kept] == ["y"]
     assert result.kept[0].at == "t"
 

@@ -14,8 +14,8 @@ from bnpass import report as report_module
 from bnpass.api import fold
 from bnpass.census import Census
 from bnpass.errors import RefusalId
-from bnpass.fold.options import FoldOptions
-from bnpass.fold.result import Folded, Kept
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.result import Folded, Kept
 from bnpass.report import SCHEMA, Check, FileFact, Report, aligned, counted
 from tests.cli import models
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 AFFINE = "bnpass/semantics/affine.py"
 REGROUP = "bnpass/semantics/regroup.py"
-ABSORB = "bnpass/fold/absorb.py"
-CELLS = "bnpass/fold/cells.py"
-CONSTANTS = "bnpass/fold/constants.py"
-GRAPH = "bnpass/fold/graph.py"
-LOWER = "bnpass/fold/lower.py"
-PLAN = "bnpass/fold/plan.py"
-COMMIT = "bnpass/fold/commit.py"
-RECOGNIZE = "bnpass/fold/recognize.py"
-WRITE = "bnpass/fold/write.py"
-SOLVER = "bnpass/fold/solver.py"
-CONV = "bnpass/fold/rules/conv.py"
-CONV_TRANSPOSE = "bnpass/fold/rules/conv_transpose.py"
-GEMM = "bnpass/fold/rules/gemm.py"
-MATMUL = "bnpass/fold/rules/matmul.py"
-LAYOUT = "bnpass/fold/rules/layout.py"
+ABSORB = "bnpass/folding/absorb.py"
+CELLS = "bnpass/folding/cells.py"
+CONSTANTS = "bnpass/folding/constants.py"
+GRAPH = "bnpass/folding/graph.py"
+LOWER = "bnpass/folding/lower.py"
+PLAN = "bnpass/folding/plan.py"
+COMMIT = "bnpass/folding/commit.py"
+RECOGNIZE = "bnpass/folding/recognize.py"
+WRITE = "bnpass/folding/write.py"
+SOLVER = "bnpass/folding/solver.py"
+CONV = "bnpass/folding/rules/conv.py"
+CONV_TRANSPOSE = "bnpass/folding/rules/conv_transpose.py"
+GEMM = "bnpass/folding/rules/gemm.py"
+MATMUL = "bnpass/folding/rules/matmul.py"
+LAYOUT = "bnpass/folding/rules/layout.py"
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Mutant:
 BLIND = (
     Mutant(
         "no check of the way",
-        "bnpass/fold/path_check.py",
+        "bnpass/folding/path_check.py",
         "    _compare(way, before,",
         "    0 and _compare(way, before,",
     ),
     Mutant(
-        "no check of the op", "bnpass/fold/linear_check.py", "if not ratio <= 1 or", "if False and not ratio <= 1 or"
+        "no check of the op", "bnpass/folding/linear_check.py", "if not ratio <= 1 or", "if False and not ratio <= 1 or"
     ),
-    Mutant("no check of gaps", "bnpass/fold/linear_check.py", "or not self._gaps_agree(b_old, b_new):", "or False:"),
+    Mutant("no check of gaps", "bnpass/folding/linear_check.py", "or not self._gaps_agree(b_old, b_new):", "or False:"),
 )
 """Applied on request to every mutant: bnpass then has no local check, and the tests stand alone."""
 

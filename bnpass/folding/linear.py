@@ -1,0 +1,83 @@
+"""A linear op as folding sees it: where its weights lie, what its bias slot is, which axes are its channels."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.constants import Constant, find_float
+from bnpass.folding.graph import Scope, label, operand
+from bnpass.semantics.affine import Array, WeightLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """The place where a linear op adds a constant: ``y = gain·(W*x) + factor·b``.
+
+    Attributes:
+        index: Input slot of b.
+        value: ``factor·b``, wide, broadcasting against the output channels last (or first, for a left weight);
+            None if there is none; a Refusal if it is not constant.
+        gain: Factor of the product (Gemm's alpha).
+        factor: Factor of b as it will be after the fold (Gemm's beta; 1 where beta was 0).
+        column: Output channels lie along the last axis but one (Gemm with a constant left operand).
+    """
+
+    index: int
+    value: Array | Refusal | None
+    gain: float = 1.0
+    factor: float = 1.0
+    column: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """One Conv, ConvTranspose, Gemm or MatMul with constant weights.
+
+    Attributes:
+        node: The node.
+        data_index: Input slot of the activation.
+        weight_index: Input slot of the weight.
+        weight: The weight.
+        layout: Where its output and input channels lie.
+        data_axis: Axis of the activation that counts input channels; negative ones count from the end.
+        out_axis: Axis of the output that counts output channels.
+        bias: The bias slot; None if the op has none, and an Add behind it has to do (MatMul).
+        shift_at_input: Why a shift of the activation cannot be taken in, or None if it can.
+    """
+
+    node: ir.Node
+    data_index: int
+    weight_index: int
+    weight: Constant
+    layout: WeightLayout
+    data_axis: int
+    out_axis: int
+    bias: Bias | None
+    shift_at_input: Refusal | None = None
+
+
+def refuse(node: ir.Node, why: str, refusal: RefusalId = RefusalId.UNSUPPORTED_OP) -> Refusal:
+    """Return a refusal whose sentence begins with the op and its label."""
+    return Refusal(refusal, label(node), f"{node.op_type} '{label(node)}' {why}")
+
+
+def weight_of(node: ir.Node, index: int, scope: Scope) -> Constant | Refusal:
+    """Return the constant weight of a node, or a refusal that names the node."""
+    found = find_float(operand(node, index), scope)
+    if isinstance(found, Refusal):
+        return Refusal(found.id, label(node), f"the weight of {node.op_type} '{label(node)}' is kept: {found.reason}")
+    if any(d == 0 for d in found.shape):
+        return refuse(node, f"has an empty weight of shape {list(found.shape)}")
+    return found
+
+
+def bias_of(node: ir.Node, index: int, scope: Scope) -> Array | Refusal | None:
+    """Return the numbers of an optional bias, None if it is left out, or a refusal that names the node."""
+    value = operand(node, index)
+    if value is None:
+        return None
+    found = find_float(value, scope)
+    if isinstance(found, Refusal):
+        return Refusal(found.id, label(node), f"the bias of {node.op_type} '{label(node)}' is kept: {found.reason}")
+    return found.array()

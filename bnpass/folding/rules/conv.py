@@ -1,0 +1,54 @@
+"""Conv takes an affine in on either side.
+
+    behind   s·(W*x + b) + t  =  (s·W)*x + (s·b + t)        s, t over output channels, axis 0 of W [M, C/group, k…]
+    before   W*(s·x + t) + b  =  (W·s)*x + (b + Σ W·t)      s, t over input channels: group by group, axis 1 of W
+
+The shift before holds only where no tap reads padding: zeros are not shifted. A scale passes padding.
+"""
+
+import math
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.graph import Scope
+from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
+from bnpass.semantics.affine import WeightLayout
+
+
+def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
+    """Return a Conv with constant weights as a linear op."""
+    weight = weight_of(node, 1, scope)
+    if isinstance(weight, Refusal):
+        return weight
+    group = node.attributes.get_int("group", 1)
+    if len(weight.shape) < 3 or group < 1 or weight.shape[0] % group:
+        return refuse(node, f"has a weight of shape {list(weight.shape)} for {group} groups")
+    out_channels, in_per_group, *kernel = weight.shape
+    layout = WeightLayout(
+        view=(group, out_channels // group, in_per_group, math.prod(kernel)),
+        out_axes=(0, 1),
+        in_axes=(0, 2),
+    )
+    return Linear(
+        node=node,
+        data_index=0,
+        weight_index=1,
+        weight=weight,
+        layout=layout,
+        data_axis=1,
+        out_axis=1,
+        bias=Bias(2, bias_of(node, 2, scope)),
+        shift_at_input=_padding(node, kernel),
+    )
+
+
+def _padding(node: ir.Node, kernel: list[int]) -> Refusal | None:
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    pads = node.attributes.get_ints("pads", ())
+    if auto_pad == "VALID" or (auto_pad.startswith("SAME") and all(k == 1 for k in kernel)):
+        return None
+    if auto_pad == "NOTSET" and not any(pads):
+        return None
+    told = f"pads={list(pads)}" if auto_pad == "NOTSET" else f"auto_pad={auto_pad}"
+    return refuse(node, f"pads with zeros ({told}), which a shift does not reach", RefusalId.PADDING_BLOCKS_SHIFT)

@@ -1,0 +1,63 @@
+"""ConvTranspose takes an affine in on either side.
+
+    behind   s·(W∘x + b) + t  =  (s·W)∘x + (s·b + t)        s, t over output channels: group by group, axis 1 of
+                                                            W [C, M/group, k…]
+    before   W∘(s·x + t) + b  =  (W·s)∘x + (b + Σ W·t)      s, t over input channels, axis 0 of W
+
+The shift before holds only if every output point sees exactly one tap of every input channel: kernel 1, stride 1,
+no padding and no output padding. Elsewhere edges and gaps between the strides would be wrong by whole values.
+"""
+
+import math
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.graph import Scope
+from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
+from bnpass.semantics.affine import WeightLayout
+
+
+def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
+    """Return a ConvTranspose with constant weights as a linear op."""
+    weight = weight_of(node, 1, scope)
+    if isinstance(weight, Refusal):
+        return weight
+    group = node.attributes.get_int("group", 1)
+    if len(weight.shape) < 3 or group < 1 or weight.shape[0] % group:
+        return refuse(node, f"has a weight of shape {list(weight.shape)} for {group} groups")
+    in_channels, out_per_group, *kernel = weight.shape
+    layout = WeightLayout(
+        view=(group, in_channels // group, out_per_group, math.prod(kernel)),
+        out_axes=(0, 2),
+        in_axes=(0, 1),
+    )
+    return Linear(
+        node=node,
+        data_index=0,
+        weight_index=1,
+        weight=weight,
+        layout=layout,
+        data_axis=1,
+        out_axis=1,
+        bias=Bias(2, bias_of(node, 2, scope)),
+        shift_at_input=_uneven_taps(node, kernel),
+    )
+
+
+def _uneven_taps(node: ir.Node, kernel: list[int]) -> Refusal | None:
+    ints = node.attributes.get_ints
+    even = (
+        all(k == 1 for k in kernel)
+        and all(s == 1 for s in ints("strides", ()))
+        and not any(ints("pads", ()))
+        and not any(ints("output_padding", ()))
+        and "output_shape" not in node.attributes
+    )
+    if even:
+        return None
+    return refuse(
+        node,
+        "does not read every input point equally often (kernel, stride or padding), so a shift would be uneven",
+        RefusalId.PADDING_BLOCKS_SHIFT,
+    )

@@ -1,0 +1,157 @@
+"""Fold a model: plan, then commit, round by round.
+
+In each round every cell is asked backward, in graph order; those that stay are asked forward, from the end of the
+graph on; and what stays then is joined into its cheapest form. Rounds are repeated until nothing changes, so that a
+second fold of the result finds nothing to do. Nothing is committed unless fewer operations per element are left
+than before.
+"""
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.cells import Cell, build
+from bnpass.folding.commit import Committer
+from bnpass.folding.graph import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
+from bnpass.folding.lower import cost_of, host_of
+from bnpass.folding.options import FoldOptions
+from bnpass.folding.path_check import Way, check_way
+from bnpass.folding.plan import Ledger, Plan, Planner
+from bnpass.folding.recognize import Site, is_batch_norm, recognize
+from bnpass.folding.result import Folded, Kept
+from bnpass.folding.shapes import Shapes
+from bnpass.folding.write import Writer
+
+
+@dataclass
+class _Round:
+    """What one pass over a scope found."""
+
+    changed: bool = False
+    refusals: dict[ir.Node, Refusal] = field(default_factory=dict)
+
+
+class Solver:
+    """Folds one model in place.
+
+    Attributes:
+        folded: The affines that are gone, in the order in which they went.
+        kept: Those that stayed, in graph order.
+        largest_error: Largest deviation of a local check, relative to what rounding permits.
+    """
+
+    def __init__(
+        self, model: ir.Model, options: FoldOptions, progress: Callable[[str, float], None] | None = None
+    ) -> None:
+        self._model, self._options, self._progress = model, options, progress
+        self._shapes, self._writer, self._ledger = Shapes(model), Writer(model), Ledger(options.clone_budget)
+        self.folded: list[Folded] = []
+        self.kept: list[Kept] = []
+        self.largest_error = 0.0
+
+    def run(self) -> bool:
+        """Fold every scope; return whether the model changed."""
+        changed = False
+        for scope in scopes(self._model):
+            changed |= self._scope(scope)
+        return changed
+
+    def _scope(self, scope: Scope) -> bool:
+        found = {n: recognize(n, scope, self._shapes) for n in nodes_of(scope) if self._is_selected(n)}
+        sites = {n: s for n, s in found.items() if isinstance(s, Site)}
+        refusals = {n: s for n, s in found.items() if isinstance(s, Refusal)}
+        planner = Planner(scope, self._shapes, self._ledger)
+        committer = Committer(scope, self._shapes, self._ledger, self._writer, sites)
+        unread, rounds = unread_initializers(scope.graph), 0
+        while (last := self._round(planner, committer)).changed:
+            rounds += 1
+            self._look_again(scope, sites, refusals)
+        drop_unread(scope, unread)
+        self._record_kept(scope, sites, {**refusals, **last.refusals})
+        return rounds > 0
+
+    def _look_again(self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]) -> None:
+        """Recognize what could not be before: with an affine gone, the shape behind it may be known now."""
+        for node in [n for n, r in refusals.items() if r.id is RefusalId.AXIS_NOT_PROVABLE]:
+            found = recognize(node, scope, self._shapes) if node.graph is not None else None
+            if isinstance(found, Site):
+                del refusals[node]
+                sites[node] = found
+
+    def _round(self, planner: Planner, committer: Committer) -> _Round:
+        this, sites = _Round(), committer.sites
+        cells = build([n for n in nodes_of(planner.scope) if n in sites], sites, planner.scope, self._shapes)
+        left: list[tuple[Cell, Refusal]] = []
+        for number, cell in enumerate(cells):
+            if self._progress is not None:
+                self._progress("fold", number / len(cells))
+            plan = planner.backward(cell)
+            if isinstance(plan, Refusal):
+                left.append((cell, plan))
+            else:
+                this.changed |= self._commit(plan, committer)
+        for cell, behind in reversed(left):
+            plan = planner.forward(cell, sites)
+            folded = isinstance(plan, Plan) and self._commit(plan, committer)
+            if folded or self._join(cell, committer):
+                this.changed = True
+            elif isinstance(plan, Refusal):
+                this.refusals.update({s.node: _both(behind, plan) for s in cell.sites})
+            else:
+                this.refusals.update({s.node: behind for s in cell.sites})
+        return this
+
+    def _commit(self, plan: Plan, committer: Committer) -> bool:
+        folded = committer.carry_out(plan)
+        if folded is None:
+            return False
+        self.folded.append(folded)
+        self.largest_error = max([self.largest_error, *(t.numbers.error for t in plan.targets)])
+        return True
+
+    def _join(self, cell: Cell, committer: Committer) -> bool:
+        """Write a cell in its cheapest form, if that is cheaper than how it is spelled."""
+        if cost_of(cell.affine, as_batch_norm=host_of(cell) is not None) >= cell.cost:
+            return False
+        way = Way(cell.path, cell.nodes, cell.start, cell.affine)
+        checked = check_way(way, committer.scope, self._shapes, at_start=cell.affine, tolerance=cell.tolerance)
+        folded = committer.join(cell) if checked is None else None
+        if folded is not None:
+            self.folded.append(folded)
+        return folded is not None
+
+    def _is_selected(self, node: ir.Node) -> bool:
+        names = [label(node), *(v.name for v in node.outputs if v.name)]
+
+        def matches(patterns: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+        return (not self._options.only or matches(self._options.only)) and not matches(self._options.exclude)
+
+    def _record_kept(self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]) -> None:
+        for node in nodes_of(scope):
+            refusal = refusals.get(node)
+            if refusal is None and is_batch_norm(node):
+                refusal = Refusal(RefusalId.NOT_SELECTED, label(node), "it was not selected")
+            if refusal is not None and _is_reported(node, sites.get(node), refusal):
+                self.kept.append(Kept(label(node), node.op_type, refusal.id, refusal.node, refusal.reason))
+
+
+def _is_reported(node: ir.Node, site: Site | None, refusal: Refusal) -> bool:
+    """Scalars are no per-channel affines, and the Add that is a MatMul's bias is none that stayed."""
+    if is_batch_norm(node):
+        return True
+    if site is not None and site.affine.is_uniform:
+        return False
+    return refusal.id is not RefusalId.NO_GAIN
+
+
+def _both(behind: Refusal, ahead: Refusal) -> Refusal:
+    """Join the reasons of the two directions under the id that says more."""
+    if behind.id is RefusalId.NO_GAIN:
+        return behind
+    lead = ahead if behind.id is RefusalId.NO_LINEAR_NEIGHBOUR else behind
+    return Refusal(lead.id, lead.node, f"{behind.reason}; {ahead.reason}")
