@@ -1,6 +1,7 @@
 """ONNX's own backend node tests for batch normalization stay true after a fold."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -163,12 +164,15 @@ def test_there_are_linear_cases() -> None:
     assert {case.model.graph.node[0].op_type for case in LINEAR_CASES} == set(LINEAR)
 
 
-@pytest.mark.parametrize("case", LINEAR_CASES, ids=lambda case: case.name)
+def _with_channel_axis(of: Callable[[Any], Any]) -> list[Any]:
+    """Return the cases in which a value has an axis 1: elsewhere there is nothing to normalize."""
+    return [case for case in LINEAR_CASES if of(case).ndim >= 2]
+
+
+@pytest.mark.parametrize("case", _with_channel_axis(lambda c: expected(c)[0]), ids=lambda case: case.name)
 def test_batch_norm_behind_a_linear_op(case: Any) -> None:
     proto, _ = _linear(case)
     output = expected(case)[0]
-    if output.ndim < 2:
-        pytest.skip("there is no channel axis")
     for name, array in batch_norm(output.shape[1], dtype=output.dtype).items():
         proto.graph.initializer.append(tensor(array, f"bn.{name}"))
     result_name = proto.graph.output[0].name
@@ -181,12 +185,10 @@ def test_batch_norm_behind_a_linear_op(case: Any) -> None:
     assert result.modified == (op_type != "MatMul" or output.ndim == 2)
 
 
-@pytest.mark.parametrize("case", LINEAR_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", _with_channel_axis(lambda c: next(iter(feeds(c).values()))), ids=lambda c: c.name)
 def test_batch_norm_before_a_linear_op(case: Any) -> None:
     proto, _ = _linear(case)
     data = next(iter(feeds(case).values()))
-    if data.ndim < 2:
-        pytest.skip("there is no channel axis")
     for name, array in batch_norm(data.shape[1], dtype=data.dtype).items():
         proto.graph.initializer.append(tensor(array, f"bn.{name}"))
     first = proto.graph.input[0].name
