@@ -119,7 +119,8 @@ def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
         refusal = _judge(linear, check, weight) or _lost(absorption, weight, check)
         if refusal is not None:
             return refusal
-        error = check.finish(_channel_bias(linear), _stored_bias(linear, stored), slot.gain if slot else 1.0)
+        gain, factor = (slot.gain, slot.factor) if slot else (1.0, 1.0)
+        error = check.finish(_channel_bias(linear), _stored_bias(linear, stored), gain, factor)
     result = None if kept is None else kept.reshape(linear.weight.shape)
     return Numbers(None, total, error, result) if slot is None else Numbers(stored, None, error, result)
 

@@ -132,8 +132,14 @@ class LinearCheck:
     def _group_of(self, rows: slice) -> NDArray[np.intp]:
         return np.arange(rows.start, rows.stop) * self._groups // self._rows
 
-    def finish(self, bias_old: Array, bias_new: Array, gain: float) -> float:
-        """Compare; biases are [output channels], [1] or [output channels, points], already with their factor.
+    def finish(self, bias_old: Array, bias_new: Array, gain: float, factor: float) -> float:
+        """Compare.
+
+        Args:
+            bias_old: What the op added before: [output channels], [1] or [output channels, points].
+            bias_new: What it adds now, likewise.
+            gain: Factor of the product (Gemm's alpha).
+            factor: Factor with which the stored bias is in ``bias_new`` (Gemm's beta).
 
         Returns:
             The largest deviation in units of what is permitted.
@@ -151,7 +157,8 @@ class LinearCheck:
         after = gain * y_new + b_new
         limits = limits_of(self._dtype)
         rounding = limits.eps / 2 * (abs(gain) * magnitude + np.abs(b_new))
-        underflow = limits.smallest_subnormal * self._columns * self._rows / max(1, y_new.shape[0])
+        taps = abs(gain) * self._columns * self._rows / max(1, y_new.shape[0])
+        underflow = limits.smallest_subnormal * (taps + abs(factor))
         reach = abs(gain) * (magnitude + np.abs(scale) * reach) + np.abs(scale * b_old) + np.abs(shift) + np.abs(b_new)
         noise = limits_of(self._kind).eps * (64 + math.sqrt(self._columns * self._rows)) * reach
         ratio = float(np.max(np.abs(after - before) / (1.01 * rounding + underflow + noise + TINY), initial=0.0))

@@ -69,7 +69,7 @@ def check_way(
         except ValueError:  # a reshape that this guess of the unknown dimensions does not fit
             continue
         after = _apply(at_end, moved)
-        if before.shape != after.shape and shapes.dims(way.start, scope) is None:
+        if before.shape != after.shape and shapes.near(way.start, scope) is None:
             continue  # a constant had more axes than this guess
         _compare(way, before, after, reach, tolerance)
         return None
@@ -97,13 +97,13 @@ def _compare(way: Way, before: Array, moved: Array, reach: Array, tolerance: flo
 
 def _candidates(way: Way, scope: Scope, shapes: Shapes) -> Iterator[tuple[int, ...]]:
     """Yield shapes to try: small where only axes matter, true ones where a reshape counts elements."""
-    dims = shapes.dims(way.start, scope)
+    counts = any(n.op_type in ("Reshape", "Flatten") for n in way.nodes)
+    dims = shapes.dims(way.start, scope) if counts else shapes.near(way.start, scope)
     lengths = np.broadcast_shapes(way.hint.scale.shape, way.hint.shift.shape)
     if dims is None:
         yield from ((2,) * rank for rank in range(1, 6))
         return
     lengths = lengths or (1,) * len(dims)
-    counts = any(n.op_type in ("Reshape", "Flatten") for n in way.nodes)
     for unknown in (2, 1):
         shape = tuple(
             length if length != 1 else d if isinstance(d, int) and (counts or d == 1) else unknown

@@ -59,6 +59,8 @@ class Shapes:
         """Return the element type of a value, if known."""
         if value.dtype is not None:
             return value.dtype
+        if value in self._alike:
+            return self.dtype(self._alike[value], scope)
         node = value.producer()
         if node is not None and is_standard(node, *_LINEAR, "MatMul"):
             for one in node.inputs:

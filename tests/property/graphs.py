@@ -34,19 +34,6 @@ TYPES = {
 MAX_CHANNELS = 6
 MAX_ELEMENTS = 600
 
-OPEN: frozenset[str] = frozenset()
-"""Known bugs of the fold, each with a strict xfail in test_fold_properties.py. Remove a name with its bug.
-
-host-conditioning   an affine joined into a batch normalization keeps input_mean, so that magnitudes grow
-host-axes           the site of a joined batch normalization has the axes before the layout op that it stands behind
-dead-branch         ValueError where all of a branch that nobody reads disappears with its last affine
-batched-add         an Add behind a MatMul with a weight of rank > 2 is joined by the second fold only
-unit-mul            a joined scale of 1 ± 1e-16 is written as Mul by 1, and removed by the second fold only
-input-removed       a default that callers may override is no input any more once nothing reads it
-late-shape          an affine is recognized by the second fold only, when its data has a known shape
-guessed-rank        VerificationError where a way starts at a new node whose shape is not known
-"""
-
 
 class Choices(Protocol):
     """A source of decisions; 0 is the simplest one."""
@@ -640,8 +627,7 @@ def _model(b: Builder, x: Wire) -> onnx.ModelProto:
     read = {name for node in b.nodes for name in node.input}
     made = b.wires[1:]
     outputs = [w for w in made if w.name not in read or w is made[-1]]
-    if "dead-branch" not in OPEN:
-        outputs = [w for w in outputs if w is made[-1] or not chance(b.choices, 10)]
+    outputs = [w for w in outputs if w is made[-1] or not chance(b.choices, 10)]
     outputs += [w for w in made if w not in outputs and chance(b.choices, 8)]
     inputs = [x]
     defaults = list(b.initializers) if b.ir_version < 4 else list(b.overridden)
