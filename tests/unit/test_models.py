@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+
+from bnpass.api import fold
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RECORD = json.loads((MODELS / "digits_cnn.json").read_text())
@@ -51,19 +54,35 @@ def vector(graph: onnx.GraphProto, node: onnx.NodeProto) -> np.ndarray:
     return np.frombuffer(known[name].raw_data, np.float32)
 
 
-def test_the_file_reaches_the_recorded_accuracy() -> None:
-    ort = pytest.importorskip("onnxruntime")
+def right_answers(model: Path) -> tuple[int, int]:
+    """Return how many digits of the test split a model reads rightly, and how many there are."""
     load_test_split: Callable[[], tuple[np.ndarray, np.ndarray]] = runpy.run_path(str(MODELS / "digits.py"))[
         "load_test_split"
     ]
     x, y = load_test_split()
     assert x.shape == (RECORD["test_size"], 8, 8, 1)
     assert (x.min(), x.max()) == (0.0, 1.0)
-    session = ort.InferenceSession(MODELS / "digits_cnn.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     (probabilities,) = session.run(None, {"image": x})
-    right = int((probabilities.argmax(axis=1) == y).sum())
-    assert right == round(RECORD["test_accuracy"] * len(y))
-    assert right / len(y) >= 0.97
+    return int((probabilities.argmax(axis=1) == y).sum()), len(y)
+
+
+def test_the_file_reaches_the_recorded_accuracy() -> None:
+    right, total = right_answers(MODELS / "digits_cnn.onnx")
+    assert right == round(RECORD["test_accuracy"] * total)
+    assert right / total >= 0.97
+
+
+def test_folding_keeps_the_accuracy(tmp_path: Path) -> None:
+    result = fold(MODELS / "digits_cnn.onnx", output=tmp_path / "folded.onnx")
+    assert result.modified
+    assert right_answers(tmp_path / "folded.onnx") == right_answers(MODELS / "digits_cnn.onnx")
+
+
+def test_every_affine_that_stays_has_its_reason(tmp_path: Path) -> None:
+    result = fold(MODELS / "digits_cnn.onnx", output=tmp_path / "folded.onnx")
+    reasons = {kept.node.split("/")[1]: kept.refusal.code for kept in result.kept}
+    assert reasons == {"after_relu_bn_1": "BN108", "pre_bn1_1": "BN104", "head_bn_1": "BN108"}
 
 
 PLACES = {
