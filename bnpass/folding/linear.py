@@ -72,6 +72,17 @@ def weight_of(node: ir.Node, index: int, scope: Scope) -> Constant | Refusal:
     return found
 
 
+def grouped_weight(node: ir.Node, scope: Scope) -> tuple[Constant, int] | Refusal:
+    """Return the constant weight of a convolution, transposed or not, and its number of groups."""
+    weight = weight_of(node, 1, scope)
+    if isinstance(weight, Refusal):
+        return weight
+    group = node.attributes.get_int("group", 1)
+    if len(weight.shape) < 3 or group < 1 or weight.shape[0] % group:
+        return refuse(node, f"has a weight of shape {list(weight.shape)} for {group} groups")
+    return weight, group
+
+
 def bias_of(node: ir.Node, index: int, scope: Scope) -> Array | Refusal | None:
     """Return the numbers of an optional bias, None if it is left out, or a refusal that names the node."""
     value = operand(node, index)

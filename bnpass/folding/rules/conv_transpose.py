@@ -14,18 +14,16 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.graph import Scope
-from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
+from bnpass.folding.linear import Bias, Linear, bias_of, grouped_weight, refuse
 from bnpass.semantics.affine import WeightLayout
 
 
 def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
     """Return a ConvTranspose with constant weights as a linear op."""
-    weight = weight_of(node, 1, scope)
-    if isinstance(weight, Refusal):
-        return weight
-    group = node.attributes.get_int("group", 1)
-    if len(weight.shape) < 3 or group < 1 or weight.shape[0] % group:
-        return refuse(node, f"has a weight of shape {list(weight.shape)} for {group} groups")
+    found = grouped_weight(node, scope)
+    if isinstance(found, Refusal):
+        return found
+    weight, group = found
     in_channels, out_per_group, *kernel = weight.shape
     layout = WeightLayout(
         view=(group, in_channels // group, out_per_group, math.prod(kernel)),
