@@ -32,7 +32,12 @@ FAMILIES = [
     "Xception",
 ]
 AS_USERS_GET_IT = ["EfficientNetB0", "MobileNet", "MobileNetV2", "ResNet50"]
-CASES = [(name, "--keep-bn") for name in FAMILIES] + [(name, "") for name in AS_USERS_GET_IT]
+CASES = [
+    # one group: whichever process builds a family runs all of its tests
+    pytest.param(name, variant, marks=pytest.mark.xdist_group(f"{name}{variant}"))
+    for names, variant in ((FAMILIES, "--keep-bn"), (AS_USERS_GET_IT, ""))
+    for name in names
+]
 
 pytestmark = [pytest.mark.keras, pytest.mark.parametrize(("family", "variant"), CASES, scope="module")]
 
