@@ -102,6 +102,9 @@ def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
         VerificationError: The local check fails, which is a bug in bnpass.
     """
     linear, fold = absorption.linear, absorption.fold
+    stands = linear.bias.value if linear.bias else None
+    if isinstance(stands, np.ndarray) and not np.isfinite(stands).all():
+        return refuse(linear.node, "has NaN or infinity in its bias", RefusalId.INVALID_STATISTICS)
     with linear.weight.reading() as weight:
         total = _bias(absorption, weight)
         if isinstance(total, Refusal):

@@ -164,7 +164,10 @@ def _join(
     carried = carry_back(carriers, site.affine, scope, shapes)
     if isinstance(carried, Refusal):
         return None
-    whole = cell.affine.then(carried)
-    if len(whole.axes) > 1 or not whole.is_finite:
+    try:
+        whole = cell.affine.then(carried)
+    except ValueError:  # lengths that do not fit each other: no valid model, and no run of affines
+        return None
+    if len(whole.axes) > 1 or not (whole.is_moderate and carried.is_moderate):
         return None
     return Cell((*cell.sites, site), (*cell.path, *pending, site.node), (*cell.parts, carried), whole)

@@ -85,8 +85,18 @@ class Constant:
             return tuple(int(i) for i in numbers.reshape(-1))
 
 
-def find(value: ir.Value, scope: Scope, depth: int = 0) -> Constant | Refusal:
-    """Return the constant behind ``value``, or why there is none."""
+Memo = dict[ir.Value, "Constant | Refusal"]
+
+
+def find(value: ir.Value, scope: Scope, depth: int = 0, memo: Memo | None = None) -> Constant | Refusal:
+    """Return the constant behind ``value``, or why there is none; ``memo`` holds what one search has found."""
+    memo = {} if memo is None else memo
+    if value not in memo:
+        memo[value] = _find(value, scope, depth, memo)
+    return memo[value]
+
+
+def _find(value: ir.Value, scope: Scope, depth: int, memo: Memo) -> Constant | Refusal:
     if value.is_initializer() and value.const_value is not None:
         if value.is_graph_input() and scope.has_defaults:
             return Refusal(
@@ -110,9 +120,9 @@ def find(value: ir.Value, scope: Scope, depth: int = 0) -> Constant | Refusal:
         return _constant_node(value, node)
     try:
         if is_standard(node, "Cast", *_LAYOUT):
-            return _rearranged(value, node, scope, depth)
+            return _rearranged(value, node, scope, depth, memo)
         if is_standard(node, *_ARITHMETIC):
-            return _computed(value, node, scope, depth)
+            return _computed(value, node, scope, depth, memo)
     except (
         ValueError,
         IndexError,
@@ -169,11 +179,11 @@ def _constant_node(value: ir.Value, node: ir.Node) -> Constant | Refusal:
     return _not_constant(value, f"Constant '{label(node)}' holds no dense tensor of numbers")
 
 
-def _rearranged(value: ir.Value, node: ir.Node, scope: Scope, depth: int) -> Constant | Refusal:
+def _rearranged(value: ir.Value, node: ir.Node, scope: Scope, depth: int, memo: Memo) -> Constant | Refusal:
     source = node.inputs[0]
     if source is None:
         return _not_constant(value, f"{node.op_type} '{label(node)}' has no input")
-    found = find(source, scope, depth + 1)
+    found = find(source, scope, depth + 1, memo)
     if isinstance(found, Refusal):
         return found
     if node.op_type == "Identity":
@@ -237,16 +247,17 @@ def _reshape(node: ir.Node, numbers: Array, scope: Scope, depth: int) -> Array |
     return numbers.reshape(shape)
 
 
-def _computed(value: ir.Value, node: ir.Node, scope: Scope, depth: int) -> Constant | Refusal:
-    found = [find(v, scope, depth + 1) for v in node.inputs if v is not None]
+def _computed(value: ir.Value, node: ir.Node, scope: Scope, depth: int, memo: Memo) -> Constant | Refusal:
     operands: list[Array] = []
-    for one in found:
+    dtype = ir.DataType.FLOAT
+    for operand_value in [v for v in node.inputs if v is not None]:
+        one = find(operand_value, scope, depth + 1, memo)
         if isinstance(one, Refusal):
             return one
         if one.dtype not in FLOATS:
             return _not_constant(value, f"'{one.value.name}' is not a float")
+        dtype = dtype if operands else one.dtype  # that of the first operand
         operands.append(one.array())
-    first = found[0]
     if len(operands) == 2:
         aligned = broadcast_operand(node, operands[1], operands[0].ndim, scope)
         if aligned is None:
@@ -254,7 +265,6 @@ def _computed(value: ir.Value, node: ir.Node, scope: Scope, depth: int) -> Const
         operands[1] = aligned
     if math.prod(np.broadcast_shapes(*(o.shape for o in operands))) > MAX_COMPUTED_ELEMENTS:
         return _not_constant(value, f"{node.op_type} '{label(node)}' produces too many numbers")
-    kind = wide(first.dtype.numpy()) if isinstance(first, Constant) else np.dtype(np.float64)
     with np.errstate(all="ignore"):  # NaN and Inf are refused where the numbers are used
-        result = np.asarray(_ARITHMETIC[node.op_type](*operands), kind)
-    return _of_array(value, first.dtype if isinstance(first, Constant) else ir.DataType.FLOAT, result)
+        result = np.asarray(_ARITHMETIC[node.op_type](*operands), wide(dtype.numpy()))
+    return _of_array(value, dtype, result)

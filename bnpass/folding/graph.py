@@ -1,6 +1,6 @@
 """Questions to an onnx_ir graph, and the few edits that folding makes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -39,10 +39,15 @@ class Scope:
 
 def scopes(model: ir.Model) -> Iterator[Scope]:
     """Yield the main graph, then every function, in a fixed order."""
-    yield Scope(model.graph, model.opset_imports.get("", 1), False, model.ir_version >= 4)
+    opset = _default_opset(model.opset_imports, 1)
+    yield Scope(model.graph, opset, False, model.ir_version >= 4)
     for function in model.functions.values():
-        opset = function.opset_imports.get("", model.opset_imports.get("", 1))
-        yield Scope(function.graph, opset, True, True)
+        yield Scope(function.graph, _default_opset(function.opset_imports, opset), True, True)
+
+
+def _default_opset(imports: Mapping[str, int], otherwise: int) -> int:
+    """Return the version of the default domain, which has two spellings."""
+    return imports.get("", imports.get("ai.onnx", otherwise))
 
 
 def label(node: ir.Node) -> str:
@@ -74,6 +79,8 @@ def malformed(node: ir.Node) -> str | None:
             return f"its attribute '{attribute.name}' is a reference to one of the function around it"
         if _ATTRIBUTE_TYPES.get(attribute.name, attribute.type) != attribute.type:
             return f"its attribute '{attribute.name}' is of type {attribute.type.name}"
+        if attribute.type == ir.AttributeType.STRING and not isinstance(attribute.value, str):
+            return f"its attribute '{attribute.name}' is no text"
     if not node.outputs or (not node.inputs and node.op_type != "Constant"):
         return "it has no inputs or no outputs"
     return None

@@ -83,6 +83,14 @@ def grouped_weight(node: ir.Node, scope: Scope) -> tuple[Constant, int] | Refusa
     return weight, group
 
 
+def channel_bias_of(node: ir.Node, index: int, scope: Scope, channels: int) -> Bias | Refusal:
+    """Return the bias slot of a convolution, whose bias has one number for each output channel."""
+    value = bias_of(node, index, scope)
+    if not isinstance(value, Refusal) and value is not None and value.shape != (channels,):
+        return refuse(node, f"has a bias of shape {list(value.shape)} for {channels} output channels")
+    return Bias(index, value)
+
+
 def bias_of(node: ir.Node, index: int, scope: Scope) -> Array | Refusal | None:
     """Return the numbers of an optional bias, None if it is left out, or a refusal that names the node."""
     value = operand(node, index)

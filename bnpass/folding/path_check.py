@@ -24,6 +24,9 @@ MAX_ELEMENTS = 1 << 24
 TOLERANCE = 2.0**-44
 """Permitted deviation, relative to the sum of magnitudes of each element: both sides are computed in float64."""
 
+TINY = 1e-300
+"""Absolute deviation below which float64 itself is no longer exact."""
+
 _OPERATIONS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 
 
@@ -71,6 +74,8 @@ def check_way(
         after = _apply(at_end, moved)
         if before.shape != after.shape and shapes.near(way.start, scope) is None:
             continue  # a constant had more axes than this guess
+        if not (np.isfinite(before).all() and np.isfinite(after).all()):
+            return Refusal(RefusalId.WOULD_OVERFLOW, label(way.nodes[0]), "its numbers leave the range of float64")
         _compare(way, before, after, reach, tolerance)
         return None
     return Refusal(
@@ -87,7 +92,7 @@ def _apply(affine: Affine | None, x: Array) -> Array:
 
 
 def _compare(way: Way, before: Array, moved: Array, reach: Array, tolerance: float) -> None:
-    if before.shape == moved.shape and bool((np.abs(before - moved) <= tolerance * reach).all()):
+    if before.shape == moved.shape and bool((np.abs(before - moved) <= tolerance * reach + TINY).all()):
         return
     raise VerificationError(
         f"local check failed between '{label(way.nodes[0])}' and '{label(way.nodes[-1])}': the nodes and the affine "

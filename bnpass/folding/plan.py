@@ -19,7 +19,6 @@ from bnpass.folding.recognize import Site
 from bnpass.folding.rules import CARRIERS, LINEAR
 from bnpass.folding.rules.layout import Direction, Step
 from bnpass.folding.shapes import Shapes
-from bnpass.folding.write import is_private
 from bnpass.semantics.affine import Affine
 
 HELD_BYTES = 128 << 20
@@ -214,8 +213,7 @@ class Planner:
             if rank is None or rank < 2:
                 told = f"{described(linear.node)} would need an Add behind it, but its data is not known to be a matrix"
                 return Refusal(RefusalId.AXIS_NOT_PROVABLE, label(linear.node), told)
-        value = linear.node.inputs[linear.weight_index]
-        shared = value is not None and len(value.uses()) > 1 and not is_private(value, self.scope)
+        shared = _is_shared(linear.node.inputs[linear.weight_index])
         return Target(absorption, numbers, linear.weight.nbytes if shared else 0)
 
     def _within_budget(self, plan: Plan) -> Plan | Refusal:
@@ -229,6 +227,16 @@ class Planner:
             f"clone budget ({self.ledger.budget})"
         )
         return Refusal(RefusalId.CLONE_BUDGET, label(node), told)
+
+
+def _is_shared(value: ir.Value | None) -> bool:
+    """Whether a weight, or a constant that it is rearranged from, is read by others and so stays beside its copy."""
+    while value is not None:
+        if len(value.uses()) > 1:
+            return True
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.inputs else None
+    return False
 
 
 def _is_joined_later(target: Target, sites: dict[ir.Node, Site]) -> int:

@@ -13,6 +13,8 @@ from bnpass.folding.graph import Scope, is_standard, operand
 from bnpass.semantics.regroup import Dim
 
 Dims = tuple[Dim, ...]
+Fact = tuple[Dims | None, ir.DataType | None]
+"""Dimensions and element type, as far as they are known."""
 
 SMALL_BYTES = 1024
 """Initializers up to this size are shown to the inference, which may read shapes from them."""
@@ -28,7 +30,7 @@ class Shapes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._inferred: dict[str, tuple[Dims | None, ir.DataType | None]] | None = None
+        self._inferred: dict[ir.Value, Fact] | None = None
         self._alike: dict[ir.Value, ir.Value] = {}
 
     def note_alike(self, result: ir.Value, data: ir.Value) -> None:
@@ -103,13 +105,14 @@ class Shapes:
         gone = {a % len(data) for a in axes} if axes is not None and data else None
         return None if gone is None else tuple(d for i, d in enumerate(data) if i not in gone)
 
-    def _infer(self, value: ir.Value, scope: Scope) -> tuple[Dims | None, ir.DataType | None]:
+    def _infer(self, value: ir.Value, scope: Scope) -> Fact:
         """Return what ONNX's inference says of a value; it does not reach into functions."""
-        if scope.is_function or value.name is None:
+        if scope.is_function:
             return None, None
         if self._inferred is None:
-            self._inferred = dict(_infer_all(self._model))
-        return self._inferred.get(value.name, (None, None))
+            self._inferred = {}
+            _infer_all(self._model, self._inferred)
+        return self._inferred.get(value, (None, None))
 
 
 def _weight_shape(node: ir.Node, scope: Scope) -> tuple[int, ...] | None:
@@ -139,7 +142,7 @@ def _read_by(value: ir.Value, scope: Scope) -> Dims | None:
     return None
 
 
-def _infer_all(model: ir.Model) -> Iterator[tuple[str, tuple[Dims | None, ir.DataType | None]]]:
+def _infer_all(model: ir.Model, facts: dict[ir.Value, Fact]) -> None:
     """Run ONNX's inference over the nodes and declarations of a model: large weights stay where they are."""
     proto = onnx.ModelProto(ir_version=max(4, model.ir_version))  # below 4 initializers would have to be inputs too
     for domain, version in model.opset_imports.items():
@@ -161,18 +164,25 @@ def _infer_all(model: ir.Model) -> Iterator[tuple[str, tuple[Dims | None, ir.Dat
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # then nothing more is known
         return
-    yield from _facts(inferred.graph)
+    _collect(model.graph, inferred.graph, facts)
 
 
-def _facts(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[Dims | None, ir.DataType | None]]]:
-    for info in (*graph.value_info, *graph.output):
+def _collect(graph: ir.Graph, proto: onnx.GraphProto, facts: dict[ir.Value, Fact]) -> None:
+    """Read the facts graph by graph: bodies beside each other may use one name for two values."""
+    named = {value.name: value for node in graph for value in node.outputs if value.name}
+    for info in (*proto.value_info, *proto.output):
         tensor = info.type.tensor_type
-        dims = tuple(_dims(tensor.shape.dim)) if tensor.HasField("shape") else None
-        yield info.name, (dims, ir.DataType(tensor.elem_type) if tensor.elem_type else None)
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _facts(body)
+        if info.name in named:
+            dims = tuple(_dims(tensor.shape.dim)) if tensor.HasField("shape") else None
+            facts[named[info.name]] = (dims, ir.DataType(tensor.elem_type) if tensor.elem_type else None)
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        bodies = {a.name: [a.g] if a.HasField("g") else list(a.graphs) for a in node_proto.attribute}
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _collect(attribute.as_graph(), bodies[attribute.name][0], facts)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body, body_proto in zip(attribute.as_graphs(), bodies[attribute.name], strict=True):
+                    _collect(body, body_proto, facts)
 
 
 def _dims(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> Iterator[Dim]:

@@ -109,6 +109,12 @@ class Affine:
         """Whether no number is NaN or infinite."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
+    @property
+    def is_moderate(self) -> bool:
+        """Whether every number is 0 or far from the ends of float64, so that it can be checked there."""
+        numbers = np.concatenate([np.abs(self.scale).ravel(), np.abs(self.shift).ravel()])
+        return bool(((numbers == 0) | ((numbers > 1e-290) & (numbers < 1e290))).all())
+
     def then(self, later: "Affine") -> "Affine":
         """Return the affine that applies this one first and ``later`` second."""
         return Affine(later.scale * self.scale, later.scale * self.shift + later.shift)

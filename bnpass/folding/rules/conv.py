@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.graph import Scope
-from bnpass.folding.linear import Bias, Linear, bias_of, grouped_weight, refuse
+from bnpass.folding.linear import Linear, channel_bias_of, grouped_weight, refuse
 from bnpass.semantics.affine import WeightLayout
 
 
@@ -23,11 +23,17 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         return found
     weight, group = found
     out_channels, in_per_group, *kernel = weight.shape
+    for name, length in (("pads", 2 * len(kernel)), ("dilations", len(kernel)), ("strides", len(kernel))):
+        if len(node.attributes.get_ints(name, (0,) * length)) != length:
+            return refuse(node, f"has {name} that do not fit its kernel {kernel}")
     layout = WeightLayout(
         view=(group, out_channels // group, in_per_group, math.prod(kernel)),
         out_axes=(0, 1),
         in_axes=(0, 2),
     )
+    bias = channel_bias_of(node, 2, scope, out_channels)
+    if isinstance(bias, Refusal):
+        return bias
     return Linear(
         node=node,
         data_index=0,
@@ -36,7 +42,7 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         layout=layout,
         data_axis=1,
         out_axis=1,
-        bias=Bias(2, bias_of(node, 2, scope)),
+        bias=bias,
         shift_at_input=_padding(node, kernel),
     )
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.graph import Scope
-from bnpass.folding.linear import Bias, Linear, bias_of, grouped_weight, refuse
+from bnpass.folding.linear import Linear, channel_bias_of, grouped_weight, refuse
 from bnpass.semantics.affine import WeightLayout
 
 
@@ -30,6 +30,9 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         out_axes=(0, 2),
         in_axes=(0, 1),
     )
+    bias = channel_bias_of(node, 2, scope, out_per_group * group)
+    if isinstance(bias, Refusal):
+        return bias
     return Linear(
         node=node,
         data_index=0,
@@ -38,7 +41,7 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         layout=layout,
         data_axis=1,
         out_axis=1,
-        bias=Bias(2, bias_of(node, 2, scope)),
+        bias=bias,
         shift_at_input=_uneven_taps(node, kernel),
     )
 

@@ -8,10 +8,12 @@ becomes 1. K is axis 1 of the activation, or axis 0 if it is the transposed oper
 runs over output rows and cannot be taken in.
 """
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
-from bnpass.errors import Refusal
+from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.constants import Constant
 from bnpass.folding.graph import Scope
 from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
@@ -36,6 +38,9 @@ def _with_weight(node: ir.Node, index: int, weight: Constant, scope: Scope) -> L
     out_axis = (1 if is_right else 0) ^ transposed[index]
     data_axis = (1 if is_right else 0) ^ transposed[1 - index]
     layout = WeightLayout(view=weight.shape, out_axes=(out_axis,), in_axes=(1 - out_axis,))
+    bias = _bias(node, weight, scope, layout.out_channels, column=not is_right)
+    if isinstance(bias, Refusal):
+        return bias
     return Linear(
         node=node,
         data_index=1 - index,
@@ -44,16 +49,20 @@ def _with_weight(node: ir.Node, index: int, weight: Constant, scope: Scope) -> L
         layout=layout,
         data_axis=data_axis,
         out_axis=1 if is_right else 0,
-        bias=_bias(node, weight, scope, column=not is_right),
+        bias=bias,
     )
 
 
-def _bias(node: ir.Node, weight: Constant, scope: Scope, *, column: bool) -> Bias:
-    beta = float(np.float32(node.attributes.get_float("beta", 1.0)))
-    alpha = float(np.float32(node.attributes.get_float("alpha", 1.0)))
+def _bias(node: ir.Node, weight: Constant, scope: Scope, channels: int, *, column: bool) -> Bias | Refusal:
+    alpha, beta = (float(np.float32(node.attributes.get_float(name, 1.0))) for name in ("alpha", "beta"))
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        return refuse(node, f"has alpha {alpha} and beta {beta}", RefusalId.INVALID_STATISTICS)
     if beta == 0:
         return Bias(2, None, alpha, 1.0, column)
     value = bias_of(node, 2, scope)
     if isinstance(value, np.ndarray):
+        along = value.shape[:1] if column and value.ndim == 2 else () if column else value.shape[-1:]
+        if value.ndim > 2 or any(d not in (1, channels) for d in along):
+            return refuse(node, f"has a C of shape {list(value.shape)} for {channels} output channels")
         value = value.astype(wide(weight.dtype.numpy())) * beta
     return Bias(2, value, alpha, beta, column)

@@ -76,7 +76,8 @@ def cast(step: Step, affine: Affine) -> Affine | Refusal:
     source, target = step.node.inputs[0], step.node.outputs[0]
     before = step.shapes.dtype(source, step.scope) if source is not None else None
     to = step.node.attributes.get("to")
-    after = ir.DataType(to.as_int()) if to is not None and isinstance(to.value, int) else target.dtype
+    known = to is not None and to.value in [t.value for t in _WIDER]
+    after = ir.DataType(to.as_int()) if to is not None and known else target.dtype
     here, there = (before, after) if step.direction is Direction.FORWARD else (after, before)
     if here is None or there is None or there not in _WIDER.get(here, ()):
         told = f"{before.name if before else 'unknown'} to {after.name if after else 'unknown'}"

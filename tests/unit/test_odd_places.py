@@ -1,0 +1,128 @@
+"""Places that no exporter writes and hostile or hand-made files have: nothing goes wrong there, and nothing hangs."""
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from bnpass.errors import RefusalId
+from bnpass.folding.options import FoldOptions
+from bnpass.passes import FoldBatchNorm
+from tests.support.build import Array, batch_norm, model, normal, ops
+from tests.support.judge import folded_and_right
+
+CONV = normal(3, 4, 1, 1)
+
+
+def refusals(built: ir.Model, options: FoldOptions | None = None) -> set[RefusalId]:
+    """Fold, and return the ids of what stayed."""
+    fold = FoldBatchNorm(options)
+    fold(built)
+    return {kept.refusal for kept in fold.kept}
+
+
+def test_bodies_beside_each_other_may_use_one_name_for_two_values() -> None:
+    """`t` has rank 4 in one branch and 3 in the other: in the first, k varies over the height, not the channels."""
+    built = model(
+        "g (bool c, float[1,4,4,5] x, float[1,4,5] z) => (float[1,3,4,5] y) { y = If (c) <"
+        "then_branch = g1 () => (float[1,3,4,5] o1) { t = Sin(x) u = Add(t, k) o1 = Conv(u, w) },"
+        "else_branch = g2 () => (float[1,3,4,5] o2) { t = Sin(z) s = ReduceSum<keepdims=0>(t) o2 = Expand(s, shape) }"
+        "> }",
+        {"k": normal(4, 1), "w": CONV, "shape": np.array([1, 3, 4, 5])},
+    )
+    assert not FoldBatchNorm()(built).modified
+
+
+def test_the_default_domain_has_two_spellings() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["ai.onnx": 17]> g (float[1,2] x) => (float[1,3] y) '
+        "<float[2,3] w = {1,2,3,4,5,6}, float[3] k = {1,2,3}> { t = Gemm(x, w) y = Add(t, k) }"
+    )
+    result = folded_and_right(ir.from_proto(proto))
+    assert result.ops == ["Gemm"]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_a_bias_that_is_no_number_is_refused(op_type: str, number: float) -> None:
+    weight = normal(3, 2, 1, 1) if op_type == "Conv" else normal(2, 3, 1, 1)
+    built = model(
+        f"g (float[1,2,4,4] x) => (float[1,3,4,4] y) {{ t = Mul(x, s) y = {op_type}(t, w, b) }}",
+        {"s": normal(2, 1, 1), "w": weight, "b": np.array([1, number, 2], np.float32)},
+    )
+    assert refusals(built) == {RefusalId.INVALID_STATISTICS}
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", np.nan), ("beta", np.inf)])
+def test_a_gemm_factor_that_is_no_number_is_refused(name: str, value: float) -> None:
+    built = model(
+        "g (float[N,2] x) => (float[N,2] y) { t = Mul(x, s) y = Gemm(t, w, s) }",
+        {"s": normal(2), "w": normal(2, 2)},
+    )
+    built.graph[-1].attributes[name] = ir.AttrFloat32(name, value)
+    assert refusals(built) == {RefusalId.INVALID_STATISTICS}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "times"), [("double", 1e200, 2), ("double", 1e-200, 2), ("float", 1e-35, 9)]
+)
+def test_runs_that_leave_the_range_of_float64_are_no_failed_check(dtype: str, factor: float, times: int) -> None:
+    names = ["x", *(f"t{i}" for i in range(times - 1)), "y"]
+    nodes = " ".join(f"{b} = Mul({a}, c)" for a, b in pairwise(names))
+    kind = np.float64 if dtype == "double" else np.float32
+    built = model(f"g ({dtype}[N,2] x) => ({dtype}[N,2] y) {{ {nodes} }}", {"c": np.full(2, factor, kind)})
+    FoldBatchNorm()(built)
+
+
+@pytest.mark.parametrize("start", ["x", "k"])
+def test_a_chain_that_doubles_is_searched_once(start: str) -> None:
+    """a1 = a0 + a0, a2 = a1 + a1, …: looking at both operands each time would take 2³¹ steps."""
+    names = [start, *(f"a{i}" for i in range(31))]
+    nodes = " ".join(f"{b} = Add({a}, {a})" for a, b in pairwise(names))
+    built = model(
+        f"g (float[1,2] x) => (float[1,2] y) {{ {nodes} z = Mul({names[-1]}, c) y = Add(z, x) }}",
+        {"c": normal(2), "k": np.full(2, 1e-9, np.float32)},
+    )
+    begin = time.perf_counter()
+    FoldBatchNorm()(built)
+    assert time.perf_counter() - begin < 20
+
+
+def test_a_copy_of_what_lies_behind_a_transpose_counts_too() -> None:
+    built = model(
+        "g (float[1,4] x) => (float[1,4] y, float[1,4] z) "
+        "{ a = Transpose(w) b = Transpose(w) t = MatMul(x, a) y = Mul(t, s) u = MatMul(x, b) z = Mul(u, s) }",
+        {"w": normal(4, 4), "s": normal(4)},
+    )
+    assert refusals(built, FoldOptions(clone_budget=0)) == {RefusalId.CLONE_BUDGET}
+
+
+MISFITS: dict[str, tuple[str, dict[str, Array]]] = {
+    "bias": ("y = BatchNormalization(t, s, b, m, v)", {"w": CONV, "c": normal(2), **batch_norm(3)}),
+    "batch normalization": ("u = BatchNormalization(t, c, c, c, c) y = BatchNormalization(u, s, b, m, v)",
+                            {"w": CONV, "c": np.ones(2, np.float32), **batch_norm(3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_lengths_that_do_not_fit_are_no_internal_error(what: str) -> None:
+    nodes, constants = MISFITS[what]
+    first = "t = Conv(x, w, c)" if what == "bias" else "t = Relu(x)"
+    FoldBatchNorm()(model(f"g (float[1,4,2,2] x) => (float[1,3,2,2] y) {{ {first} {nodes} }}", constants))
+
+
+@pytest.mark.parametrize("attribute", [
+    ir.AttrInt64s("dilations", []), ir.AttrInt64s("dilations", [1]), ir.AttrInt64s("pads", [1]),
+    ir.AttrFloat32("group", 1.0), ir.Attr("auto_pad", ir.AttributeType.STRING, b"\xff\xfe"),
+], ids=lambda a: a.name)  # fmt: skip
+def test_attributes_that_make_no_sense_keep_the_node(attribute: ir.Attr) -> None:
+    built = model(
+        "g (float[1,4,2,2] x) => (float[1,3,2,2] y) { t = Conv(x, w) y = BatchNormalization(t, s, b, m, v) }",
+        {"w": CONV, **batch_norm(3)},
+    )
+    built.graph[0].attributes.add(attribute)
+    FoldBatchNorm()(built)
+    assert ops(built) == ["Conv", "BatchNormalization"]
