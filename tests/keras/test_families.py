@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from filelock import FileLock
 
 from bnpass.api import fold
 from bnpass.folding.options import FoldOptions
@@ -32,29 +33,26 @@ FAMILIES = [
     "Xception",
 ]
 AS_USERS_GET_IT = ["EfficientNetB0", "MobileNet", "MobileNetV2", "ResNet50"]
-CASES = [
-    # one group: whichever process builds a family runs all of its tests
-    pytest.param(name, variant, marks=pytest.mark.xdist_group(f"{name}{variant}"))
-    for names, variant in ((FAMILIES, "--keep-bn"), (AS_USERS_GET_IT, ""))
-    for name in names
-]
+CASES = [(name, "--keep-bn") for name in FAMILIES] + [(name, "") for name in AS_USERS_GET_IT]
 
 pytestmark = [pytest.mark.keras, pytest.mark.parametrize(("family", "variant"), CASES, scope="module")]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Build a family once, in a process of its own: TensorFlow fills memory and warns a lot."""
-    folder = tmp_path_factory.mktemp("zoo")
-    done: dict[tuple[str, str], Path] = {}
+def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, str], Path]:
+    """Build a family once, for all test processes, and in one of its own: TensorFlow fills memory and warns a lot."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "zoo"
+    folder.mkdir(exist_ok=True)
 
     def build(family: str, variant: str) -> Path:
-        if (family, variant) not in done:
-            command = [sys.executable, str(ROOT / "models" / "zoo.py"), family, "--small", "-o", str(folder)]
-            run = subprocess.run(command + [w for w in [variant] if w], capture_output=True, text=True, check=False)
-            assert run.returncode == 0, run.stderr[-2000:]
-            done[family, variant] = folder / f"{family}{'_bn' if variant else ''}.onnx"
-        return done[family, variant]
+        target = folder / f"{family}{'_bn' if variant else ''}.onnx"
+        with FileLock(folder / f"{target.stem}.lock"):
+            if not target.exists():
+                command = [sys.executable, str(ROOT / "models" / "zoo.py"), family, "--small", "-o", str(folder)]
+                run = subprocess.run([*command, *variant.split()], capture_output=True, text=True, check=False)
+                assert run.returncode == 0, (run.stdout + run.stderr)[-2000:]
+        return target
 
     return build
 
