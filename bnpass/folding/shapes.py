@@ -112,6 +112,8 @@ class Shapes:
         if self._inferred is None:
             self._inferred = {}
             _infer_all(self._model, self._inferred)
+        while value not in self._inferred and value in self._alike:  # a new value is known by the one it resembles
+            value = self._alike[value]
         return self._inferred.get(value, (None, None))
 
 

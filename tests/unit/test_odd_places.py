@@ -126,3 +126,21 @@ def test_attributes_that_make_no_sense_keep_the_node(attribute: ir.Attr) -> None
     built.graph[0].attributes.add(attribute)
     FoldBatchNorm()(built)
     assert ops(built) == ["Conv", "BatchNormalization"]
+
+
+def test_a_second_fold_finds_nothing_between_two_batched_products() -> None:
+    """The Add that the first fold writes behind `t` has the shape of `t`, which only inference knows."""
+    built = model(
+        "g (float[2,1] x) => (float[1,1,2] y) { r = Reshape(x, shape) n = BatchNormalization(r, s, b, m, v) "
+        "t = MatMul(n, w) u = MatMul(t, z) d = Div(u, c) e = Add(d, c) y = Relu(e) }",
+        {
+            "shape": np.array([-1, 1, 2]),
+            "w": normal(1, 2, 3),
+            "z": normal(1, 3, 2),
+            "c": np.array([2, 3], np.float32),
+            **batch_norm(1),
+        },
+    )
+    FoldBatchNorm()(built)
+    assert ops(built) == ["Reshape", "MatMul", "MatMul", "Add", "Relu"]
+    assert not FoldBatchNorm()(built).modified
