@@ -161,10 +161,6 @@ class _Plan:
         self.known = _known_by_consumers(value, len(self.dims))
         self.is_index = _is_index(value)
 
-    def has_open_batch(self) -> bool:
-        """Tell whether the first dimension is open."""
-        return bool(self.dims) and not isinstance(self.dims[0], int)
-
     def shape(self, bound: dict[str, int], batch: int, size: int) -> tuple[int, ...]:
         """Fill the open dimensions; a named one takes the same size everywhere."""
         shape = []

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from ml_dtypes import finfo
 
 from tests.property.graphs import OPSETS, RandomChoices, random_case
 from tests.support.build import BFLOAT16
@@ -58,7 +59,8 @@ def test_it_agrees_with_the_node_tests_of_onnx() -> None:
             values = Evaluator(case.model).run(dict(zip(names, inputs, strict=True)))
             name = case.model.graph.output[0].name
             assert values[name].value.shape == outputs[0].shape, case.name
-            np.testing.assert_allclose(values[name].value, outputs[0], rtol=1e-3, atol=1e-5, err_msg=case.name)
+            permitted = 16 * float(finfo(outputs[0].dtype).eps) * values[name].size  # ONNX computed in the file's type
+            assert (np.abs(values[name].value - outputs[0]) <= permitted).all(), case.name
 
 
 def test_it_agrees_with_onnxruntime_on_generated_graphs() -> None:
