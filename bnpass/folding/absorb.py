@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.graph import label
 from bnpass.folding.linear import Linear, refuse
 from bnpass.folding.linear_check import LinearCheck
+from bnpass.graph.nodes import label
 from bnpass.semantics.affine import Affine, Array, WeightFold, identity, limits_of, round_once, wide
 
 

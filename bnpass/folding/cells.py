@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnpass.errors import Refusal
-from bnpass.folding.graph import Scope, blocked_use, is_standard, label
 from bnpass.folding.path_check import TOLERANCE
 from bnpass.folding.recognize import Site
 from bnpass.folding.rules import CARRIERS
 from bnpass.folding.rules.layout import Direction, Step
-from bnpass.folding.shapes import Shapes
+from bnpass.graph.nodes import Scope, blocked_use, is_standard, label
+from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine
 
 

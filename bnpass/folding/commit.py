@@ -7,13 +7,13 @@ import onnx_ir as ir
 from bnpass.errors import Refusal
 from bnpass.folding.absorb import Absorption
 from bnpass.folding.cells import Cell, carry_on
-from bnpass.folding.graph import Scope, bypass, label
 from bnpass.folding.lower import cost_of, host_of, into_arithmetic, into_host
 from bnpass.folding.plan import Ledger, Plan, Target
 from bnpass.folding.recognize import Site
 from bnpass.folding.result import Folded
-from bnpass.folding.shapes import Shapes
 from bnpass.folding.write import Writer, trimmed
+from bnpass.graph.nodes import Scope, bypass, label
+from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine, limits_of
 
 

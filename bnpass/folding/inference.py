@@ -5,8 +5,8 @@ The node then normalizes with its stored statistics. It must not have been asked
 
 import onnx_ir as ir
 
-from bnpass.folding.graph import malformed, scopes
-from bnpass.folding.recognize import in_training, is_batch_norm
+from bnpass.graph.batch_norm import in_training, is_batch_norm
+from bnpass.graph.nodes import malformed, scopes
 
 
 def set_inference_mode(model: ir.Model) -> bool:

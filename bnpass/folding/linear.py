@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.constants import Constant, find_float
-from bnpass.folding.graph import Scope, label, operand
+from bnpass.graph.constants import Constant, find_float
+from bnpass.graph.nodes import Scope, label, operand
 from bnpass.semantics.affine import Array, WeightLayout
 
 

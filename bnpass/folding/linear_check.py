@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnpass.errors import VerificationError
-from bnpass.folding.graph import label
+from bnpass.graph.nodes import label
 from bnpass.semantics.affine import Affine, Array, limits_of, wide
 
 TINY = 1e-300

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.cells import Cell
-from bnpass.folding.constants import Constant, find_float
-from bnpass.folding.graph import Scope, bypass, label
 from bnpass.folding.recognize import Site, epsilon
 from bnpass.folding.write import Writer
+from bnpass.graph.constants import Constant, find_float
+from bnpass.graph.nodes import Scope, bypass, label
 from bnpass.semantics.affine import Affine, Array, composed, limits_of, round_once
 
 

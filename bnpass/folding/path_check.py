@@ -12,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId, VerificationError
-from bnpass.folding.constants import Constant, broadcast_operand, find_float, rearrange
-from bnpass.folding.graph import Scope, label
-from bnpass.folding.recognize import epsilon, is_batch_norm
-from bnpass.folding.shapes import Shapes
+from bnpass.folding.recognize import epsilon
+from bnpass.graph.batch_norm import is_batch_norm
+from bnpass.graph.constants import Constant, broadcast_operand, find_float, rearrange
+from bnpass.graph.nodes import Scope, label
+from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine, Array
 
 MAX_ELEMENTS = 1 << 24

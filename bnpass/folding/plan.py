@@ -13,12 +13,12 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.absorb import Absorption, Numbers, compute
 from bnpass.folding.cells import Cell, carry_back, carry_on
-from bnpass.folding.graph import Scope, blocked_use, described, is_standard, label
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.recognize import Site
 from bnpass.folding.rules import CARRIERS, LINEAR
 from bnpass.folding.rules.layout import Direction, Step
-from bnpass.folding.shapes import Shapes
+from bnpass.graph.nodes import Scope, blocked_use, described, is_standard, label
+from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine
 
 HELD_BYTES = 128 << 20

@@ -15,12 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.constants import FLOATS, Constant, broadcast_operand, find, find_float
-from bnpass.folding.graph import Scope, is_standard, label, malformed
-from bnpass.folding.shapes import Shapes
+from bnpass.graph.batch_norm import in_training, is_batch_norm
+from bnpass.graph.constants import FLOATS, Constant, broadcast_operand, find, find_float
+from bnpass.graph.nodes import Scope, is_standard, label, malformed
+from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine, Array, of_batch_norm, wide
-
-SYNC_BATCH_NORM = "SyncBatchNormalization"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +54,6 @@ class Site:
     def cost(self) -> int:
         """Operations per element: a batch normalization multiplies and adds, the others do one of them."""
         return 2 if self.is_batch_norm else 1
-
-
-def is_batch_norm(node: ir.Node) -> bool:
-    """Whether the node is a batch normalization, of ONNX or of bnpass."""
-    return (node.domain, node.op_type) in (("", "BatchNormalization"), ("bnpass", SYNC_BATCH_NORM))
-
-
-def in_training(node: ir.Node, opset: int) -> bool:
-    """Whether a batch normalization uses the statistics of the batch it sees.
-
-    Versions 1 and 6 say so by ``is_test`` (0, training, if left out), 7 to 13 by having more than one
-    output, 14 and later by ``training_mode`` (0, inference, if left out).
-    """
-    if node.domain == "bnpass" or opset >= 14:
-        return bool(node.attributes.get_int("training_mode", 0))
-    if opset < 7:
-        return not node.attributes.get_int("is_test", 0)
-    return any(v.name for v in node.outputs[1:])
 
 
 def recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | None:

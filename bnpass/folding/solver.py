@@ -15,15 +15,16 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.cells import Cell, build
 from bnpass.folding.commit import Committer
-from bnpass.folding.graph import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
 from bnpass.folding.lower import cost_of, host_of
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.plan import Ledger, Plan, Planner
-from bnpass.folding.recognize import Site, is_batch_norm, recognize
+from bnpass.folding.recognize import Site, recognize
 from bnpass.folding.result import Folded, Kept
-from bnpass.folding.shapes import Shapes
 from bnpass.folding.write import Writer
+from bnpass.graph.batch_norm import is_batch_norm
+from bnpass.graph.nodes import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
+from bnpass.graph.shapes import Shapes
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.folding.absorb import Absorption, Numbers
-from bnpass.folding.graph import Scope, label, operand, replace_input
+from bnpass.graph.nodes import Scope, label, operand, replace_input
 from bnpass.semantics.affine import Array, round_once
 
 

@@ -12,9 +12,9 @@ import pytest
 import sympy as sp
 
 from bnpass.errors import Refusal
-from bnpass.folding.graph import scopes
 from bnpass.folding.linear import Linear
 from bnpass.folding.rules import LINEAR
+from bnpass.graph.nodes import scopes
 from bnpass.semantics.affine import Affine
 from tests.support.build import model
 from tests.support.float64 import Array, conv, conv_transpose

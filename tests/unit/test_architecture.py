@@ -15,7 +15,8 @@ PACKAGE = ROOT / "bnpass"
 MAY_IMPORT = {
     "semantics": set(),
     "errors": set(),
-    "folding": {"semantics", "errors"},
+    "graph": {"semantics", "errors"},
+    "folding": {"graph", "semantics", "errors"},
     "model_io": {"errors"},
     "verification": {"model_io", "semantics", "errors"},
     "passes": {"folding"},

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from bnpass.errors import Refusal
-from bnpass.folding.graph import Scope
 from bnpass.folding.linear import Linear
 from bnpass.folding.rules import conv, conv_transpose, gemm, layout, matmul
+from bnpass.graph.nodes import Scope
 
 Describe = Callable[[ir.Node, Scope], Linear | Refusal]
 

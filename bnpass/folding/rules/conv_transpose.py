@@ -13,8 +13,8 @@ import math
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.graph import Scope
 from bnpass.folding.linear import Linear, channel_bias_of, grouped_weight, refuse
+from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.constants import Constant
-from bnpass.folding.graph import Scope
 from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
+from bnpass.graph.constants import Constant
+from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout, wide
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.constants import find, integer_argument
-from bnpass.folding.graph import Scope, label, operand
 from bnpass.folding.linear import refuse
-from bnpass.folding.shapes import Dims, Shapes
+from bnpass.graph.constants import find, integer_argument
+from bnpass.graph.nodes import Scope, label, operand
+from bnpass.graph.shapes import Dims, Shapes
 from bnpass.semantics.affine import Affine, Array
 from bnpass.semantics.regroup import regroup
 

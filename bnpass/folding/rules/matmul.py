@@ -9,9 +9,9 @@ MatMul has no bias: a shift stays behind as one Add, which runtimes fuse with it
 import onnx_ir as ir
 
 from bnpass.errors import Refusal
-from bnpass.folding.constants import Constant
-from bnpass.folding.graph import Scope
 from bnpass.folding.linear import Linear, refuse, weight_of
+from bnpass.graph.constants import Constant
+from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.graph import Scope, is_standard, label, operand
+from bnpass.graph.nodes import Scope, is_standard, label, operand
 from bnpass.semantics.affine import Array, round_once, wide
 
 MAX_DEPTH = 32

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import onnx
 import onnx_ir as ir
 
-from bnpass.folding.constants import Constant, find, integer_argument
-from bnpass.folding.graph import Scope, is_standard, operand
+from bnpass.graph.constants import Constant, find, integer_argument
+from bnpass.graph.nodes import Scope, is_standard, operand
 from bnpass.semantics.regroup import Dim
 
 Dims = tuple[Dim, ...]
