@@ -64,7 +64,7 @@ class SaveError(BnpassError):
 
 
 class RefusalId(Enum):
-    """Stable ids of the reasons why a node was kept; the value is ``(code, slug)``."""
+    """Stable ids of the reasons why a node was kept (1xx: folding, 2xx: expansion); the value is ``(code, slug)``."""
 
     TRAINING_MODE = ("BN101", "training-mode")
     NON_CONSTANT_PARAMETER = ("BN102", "non-constant-parameter")
@@ -84,6 +84,15 @@ class RefusalId(Enum):
     QUANTIZED_WEIGHT = ("BN116", "quantized-weight")
     NOT_SELECTED = ("BN117", "not-selected")
     NO_GAIN = ("BN118", "no-gain")
+    INFERENCE_MODE = ("BN201", "inference-mode")
+    UNKNOWN_SHAPE = ("BN202", "unknown-shape")
+    SAVED_STATISTICS = ("BN203", "saved-statistics")
+    OPSET_NOT_UPGRADABLE = ("BN204", "opset-not-upgradable")
+    STATISTICS_TYPE = ("BN205", "statistics-type")
+    BAD_ATTRIBUTE = ("BN206", "bad-attribute")
+    ORDER_NOT_PROVABLE = ("BN207", "order-not-provable")
+    BAD_GROUP = ("BN208", "bad-group")
+    COLLECTIVE_CANNOT_SAY_IT = ("BN209", "collective-cannot-say-it")
 
     @property
     def code(self) -> str:
@@ -115,3 +124,15 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.id}: {self.reason}"
+
+
+class RefusedError(ModelError):
+    """A model is refused because one of its nodes cannot be done exactly; nothing was changed.
+
+    Args:
+        refusal: What is in the way.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"{refusal.id}: '{refusal.node}': {refusal.reason}")
+        self.refusal = refusal

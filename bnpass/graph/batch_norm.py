@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+
 def is_batch_norm(node: ir.Node) -> bool:
     """Whether the node is a batch normalization, of ONNX or of bnpass."""
     return (node.domain, node.op_type) in (("", "BatchNormalization"), ("bnpass", "SyncBatchNormalization"))
