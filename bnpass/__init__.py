@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bnpass.api import FoldResult, fold
+    from bnpass.api.fold import FoldResult, fold
     from bnpass.folding.options import FoldOptions
     from bnpass.verification import Verification, verify
 
@@ -19,9 +19,9 @@ __all__ = ["FoldOptions", "FoldResult", "Verification", "__version__", "fold", "
 
 _HOMES = {
     "FoldOptions": "bnpass.folding.options",
-    "FoldResult": "bnpass.api",
+    "FoldResult": "bnpass.api.fold",
     "Verification": "bnpass.verification",
-    "fold": "bnpass.api",
+    "fold": "bnpass.api.fold",
     "verify": "bnpass.verification",
 }
 

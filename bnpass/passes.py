@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from bnpass.folding.inference import set_inference_mode
 from bnpass.folding.options import FoldOptions
-from bnpass.folding.result import Folded, Kept
+from bnpass.folding.result import Folded
 from bnpass.folding.solver import Solver
+from bnpass.graph.kept import Kept
 
 __all__ = ["FoldBatchNorm"]
 

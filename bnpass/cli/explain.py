@@ -2,7 +2,8 @@
 
 import argparse
 
-from bnpass.cli.fold import add_input, add_selection, options_of
+from bnpass.cli.fold import add_selection, options_of
+from bnpass.cli.transform import add_input
 from bnpass.errors import ExitCode, UsageError
 
 
@@ -22,7 +23,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
-    from bnpass.api import fold  # --help must stay instant
+    from bnpass.api.fold import fold  # --help must stay instant
 
     trusted = arguments.trust_external_data
     result = fold(arguments.input, options_of(arguments), dry_run=True, trust_external_data=trusted)

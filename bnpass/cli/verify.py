@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
-from bnpass.cli.fold import add_trust, count
+from bnpass.cli.transform import add_trust, count
 from bnpass.errors import ExitCode, FileAccessError, UsageError
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from bnpass.folding.options import FoldOptions
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.plan import Ledger, Plan, Planner
 from bnpass.folding.recognize import Site, recognize
-from bnpass.folding.result import Folded, Kept
+from bnpass.folding.result import Folded
 from bnpass.folding.write import Writer
 from bnpass.graph.batch_norm import is_batch_norm
+from bnpass.graph.kept import Kept
 from bnpass.graph.nodes import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
 from bnpass.graph.shapes import Shapes
 

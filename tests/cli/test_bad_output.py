@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bnpass import model_io
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.errors import SaveError, UsageError
 from tests.cli import models
 from tests.cli.command import Call, assert_refused, environment, python, snapshot

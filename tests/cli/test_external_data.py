@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.errors import BnpassError, ExitCode
 from bnpass.folding.options import FoldOptions
 from tests.cli import models
@@ -97,7 +97,7 @@ def test_good_external_data_is_folded(call: Call, tmp_path: Path) -> None:
 def test_the_output_may_not_be_the_data_of_the_input(folder: Folder) -> None:
     source = models.external(folder.path)
     words = ("fold", source, "--force", "-o", folder.path / "w.bin")
-    folder.refuses(2, words, "w.bin: holds weights of the model that is folded; choose another output")
+    folder.refuses(2, words, "w.bin: holds weights of the model that is read; choose another output")
 
 
 def proto_of(folder: Path) -> onnx.ModelProto:

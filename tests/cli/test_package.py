@@ -94,7 +94,7 @@ def test_a_bug_is_told_as_one(call: Call, tmp_path: Path, monkeypatch: pytest.Mo
     def fold(*_: object, **__: object) -> None:
         raise KeyError("frob")
 
-    monkeypatch.setattr("bnpass.api.fold", fold)
+    monkeypatch.setattr("bnpass.api.fold.fold", fold)
     ran = call("fold", tmp_path / "m.onnx")
     assert ran.code == 70
     assert "Traceback" in ran.err
@@ -108,7 +108,7 @@ def test_what_comes_from_outside_is_one_line(
     def fold(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("bnpass.api.fold", fold)
+    monkeypatch.setattr("bnpass.api.fold.fold", fold)
     ran = call("fold", "m.onnx")
     assert (ran.code, len(ran.err.splitlines())) == (code, 1)
     assert "nothing was written" in ran.err

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.errors import VerificationError
 from bnpass.folding.linear_check import LinearCheck
 from bnpass.folding.options import FoldOptions

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.folding.options import FoldOptions
 from tests.cli import models
 from tests.cli.command import ROOT, Call, environment, python, snapshot

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from filelock import FileLock
 
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.folding.options import FoldOptions
 from tests.support.leftovers import leftovers
 

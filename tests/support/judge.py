@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from bnpass.errors import RefusalId
 from bnpass.folding.options import FoldOptions
-from bnpass.folding.result import Folded, Kept
+from bnpass.folding.result import Folded
+from bnpass.graph.kept import Kept
 from bnpass.passes import FoldBatchNorm
 from bnpass.verification.bound import judge
 from bnpass.verification.float64 import Float64Model

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from bnpass.api import fold
+from bnpass.api.fold import fold
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 RECORD = json.loads((MODELS / "digits_cnn.json").read_text())

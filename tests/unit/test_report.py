@@ -11,12 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from bnpass import report as report_module
-from bnpass.api import fold
+from bnpass.api.fold import fold
 from bnpass.census import Census
 from bnpass.errors import RefusalId
 from bnpass.folding.options import FoldOptions
-from bnpass.folding.result import Folded, Kept
-from bnpass.report import SCHEMA, Check, FileFact, Report, aligned, counted
+from bnpass.folding.result import Folded
+from bnpass.graph.kept import Kept
+from bnpass.report import SCHEMA, Check, FileFact, FoldReport, Report, aligned, counted
 from tests.cli import models
 
 LOCAL = Check("local", ran=True, text="2 edits", details={"edits": 2, "largest_error": 0.5})
@@ -44,13 +45,13 @@ def example(**changes: Any) -> Report:  # Any: whatever the field holds
         "checks": (LOCAL, SKIPPED),
         "options": FoldOptions(),
     }
-    return Report(**{**given, **changes})
+    return FoldReport(**{**given, **changes})
 
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(
-        Path(report_module.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
+        Path(report_module.__file__).with_name("fold.schema.json").read_text(encoding="utf-8")
     )
     return loaded
 

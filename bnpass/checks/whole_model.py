@@ -1,4 +1,4 @@
-"""The layers of checking that a fold went through, as they stand in its report."""
+"""A model before and after, run whole in ONNX Runtime."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,36 +7,23 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bnpass.errors import UsageError, VerificationError
-from bnpass.folding.inference import set_inference_mode
-from bnpass.folding.options import FoldOptions
 from bnpass.model_io import ModelLike
-from bnpass.passes import FoldBatchNorm
 from bnpass.report import Check, counted
 
 _WHOLE_MODEL = "whole model"
 
-DRY_RUN = Check(_WHOLE_MODEL, ran=False, text="this is a dry run: nothing is written")
-
-
-def local(folding: FoldBatchNorm) -> Check:
-    """Return what the check of each edit found; a failure would have raised before."""
-    edits = len(folding.folded)
-    text = f"{counted(edits, 'edit')}, op before against op after in float64"
-    if edits:
-        text += f"; largest deviation {folding.largest_error:.2f} of what one rounding permits"
-    return Check("local", ran=True, text=text, details={"edits": edits, "largest_error": folding.largest_error})
-
 
 def whole_model(
-    original: Callable[[], ModelLike], folded: Path | ir.Model, constant_bytes: int, options: FoldOptions
+    original: Callable[[], ModelLike], edited: Path | ir.Model | None, constant_bytes: int, draws: int, seed: int
 ) -> Check:
     """Run a model before and after in ONNX Runtime, where it is installed and both fit.
 
     Args:
         original: Gives the model to compare with; an ``onnx_ir.Model`` is given for keeps.
-        folded: The result.
+        edited: The result; None in a dry run.
         constant_bytes: Size of the original.
-        options: How many draws, their seed, and whether training mode was read as inference.
+        draws: Sets of random inputs; 0 for no check.
+        seed: Seed of the first.
 
     Returns:
         What was found, or why it was not run.
@@ -44,7 +31,9 @@ def whole_model(
     Raises:
         VerificationError: They do not agree.
     """
-    if not options.check:
+    if edited is None:
+        return _not_run("this is a dry run: nothing is written")
+    if not draws:
         return _not_run("switched off (--check 0)")
     if importlib.util.find_spec("onnxruntime") is None:
         return _not_run('ONNX Runtime is not installed: pip install "bnpass[cpu]"')
@@ -52,11 +41,8 @@ def whole_model(
 
     if not fits(constant_bytes):
         return _not_run("two runs of this model do not fit into the free memory")
-    given = original()
-    if options.inference and isinstance(given, ir.Model):
-        set_inference_mode(given)
     try:
-        found = verify(given, folded, draws=options.check, seed=options.seed)
+        found = verify(original(), edited, draws=draws, seed=seed)
     except UsageError as error:  # no inputs could be drawn, or ONNX Runtime cannot be imported
         return _not_run(str(error))
     except OSError as error:

@@ -1,17 +1,19 @@
-"""One report of one fold, as text for people and JSON for programs.
+"""The report of one run of a verb, as text for people and JSON for programs.
 
-The JSON form is described by ``report.schema.json`` beside this file; its ``schema`` number grows when a field
+The JSON forms are described by ``<verb>.schema.json`` beside this file; the ``schema`` number grows when a field
 changes its meaning or goes away.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnpass import __version__
 from bnpass.census import Census
-from bnpass.folding.options import FoldOptions
-from bnpass.folding.result import Folded, Kept
+from bnpass.graph.kept import Kept
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = 1
 
@@ -50,27 +52,25 @@ class FileFact:
 
 @dataclass(frozen=True)
 class Report:
-    """What a fold did.
+    """What a verb did with a model; each verb adds its own part.
 
     Attributes:
         source: The file it was read from, if it was a file.
         target: The file it was written to, if it was.
         before: What was in the model.
         after: What is in it now.
-        folded: The affines that are gone.
-        kept: Those that stayed, with the reason.
+        kept: The nodes that stayed, with the reason.
         checks: The layers of checking.
-        options: What the caller chose.
+        options: What the caller chose, a dataclass.
     """
 
     source: FileFact | None
     target: FileFact | None
     before: Census
     after: Census
-    folded: tuple[Folded, ...]
     kept: tuple[Kept, ...]
     checks: tuple[Check, ...]
-    options: FoldOptions
+    options: "DataclassInstance"
 
     def to_text(self) -> str:
         """Return the table before/after, a line for each kept node, and what was checked."""
@@ -81,7 +81,7 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain data, in the form of ``report.schema.json``."""
+        """Return the same as plain data, in the form of the verb's schema."""
         return {
             "schema": SCHEMA,
             "bnpass": __version__,
@@ -91,26 +91,24 @@ class Report:
             "options": asdict(self.options),
             "before": asdict(self.before),
             "after": asdict(self.after),
-            "folded": [asdict(f) for f in self.folded],
+            **self._done(),
             "kept": [_plain(k) for k in self.kept],
             "checks": [asdict(c) for c in self.checks],
         }
+
+    def _done(self) -> dict[str, Any]:
+        """Return the verb's own part, as plain data."""
+        raise NotImplementedError
+
+    def _sum(self) -> str:
+        """Return what was done, in one line."""
+        raise NotImplementedError
 
     def _title(self) -> list[str]:
         if self.source is None:
             return []
         target = f" -> {self.target.path}" if self.target is not None else ""
         return [f"{self.source.path}{target}", ""]
-
-    def _sum(self) -> str:
-        batch_norms = self.before.batch_norms - self.after.batch_norms
-        still = {k.node for k in self.kept} | {node for f in self.folded for node in f.nodes}  # or counted elsewhere
-        affines = sum(len(f.nodes) - len(f.batch_norms) - sum(n in still for n in f.into) for f in self.folded)
-        kept = sum(k.op_type in ("BatchNormalization", "SyncBatchNormalization") for k in self.kept)
-        return (
-            f"batch normalization: {batch_norms} folded, {kept} kept; "
-            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept"
-        )
 
 
 def versions() -> dict[str, str]:

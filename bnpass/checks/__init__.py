@@ -1,0 +1,1 @@
+"""The layers of checking that a result went through, as they stand in its report."""

@@ -1,0 +1,6 @@
+"""Reports: what a verb did, for people and for programs."""
+
+from bnpass.report.base import SCHEMA, Check, FileFact, Report, aligned, counted, versions
+from bnpass.report.fold import FoldReport
+
+__all__ = ["SCHEMA", "Check", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]
