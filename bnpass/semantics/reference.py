@@ -149,7 +149,11 @@ def forward(
     adjusted = _adjustments(layer, forms, adjustments)
     inv_std = 1 / np.sqrt(var + layer.epsilon)
     ys = _outputs(forms, parts, mean, inv_std, r, d, adjusted, state)
-    after = _updated(layer, state, mean, var, count) if count and layer.updates_statistics(training) else state
+    after = state
+    if count and layer.updates_statistics(training):
+        after = _updated(layer, after, mean, var, count)
+    if count and layer.renorm is not None and layer.updates_renorm(training):
+        after = _renorm_updated(layer, layer.renorm, after, mean, var)
     return Forward(ys, after, mean, inv_std, count, r, d, forms, adjusted, shares, lost)
 
 
@@ -244,21 +248,25 @@ def _outputs(
 
 
 def _updated(layer: Resolved, state: State, mean: Array, var: Array, count: float) -> State:
-    """Return the state after a step: momentum·before + (1 − momentum)·batch, from the average of the ghost batches."""
-    m, correction = layer.momentum, layer.running_var_correction
-    batch_mean, batch_var = mean.mean(0), var.mean(0)
+    """Return the state with momentum·before + (1 − momentum)·batch, from the average of the ghost batches."""
+    m, batch_mean, batch_var = layer.momentum, mean.mean(0), var.mean(0)
     after = replace(state, running_mean=m * state.running_mean + (1 - m) * batch_mean)
     if layer.renorm is None:
-        unbiased = batch_var * (count / max(count - correction, 1.0))
+        unbiased = batch_var * (count / max(count - layer.running_var_correction, 1.0))
         return replace(after, running_var=m * state.running_var + (1 - m) * unbiased)
-    if state.running_stddev is None or state.renorm_mean is None or state.renorm_stddev is None:
+    if state.running_stddev is None:
         raise ValueError("the state lacks the statistics of renorm")
-    batch_stddev, rho = np.sqrt(batch_var + layer.epsilon), layer.renorm.momentum
-    stddev = m * state.running_stddev + (1 - m) * batch_stddev
+    stddev = m * state.running_stddev + (1 - m) * np.sqrt(batch_var + layer.epsilon)
+    return replace(after, running_stddev=stddev, running_var=np.maximum(stddev**2 - layer.epsilon, 0.0))
+
+
+def _renorm_updated(layer: Resolved, renorm: Renorm, state: State, mean: Array, var: Array) -> State:
+    """Return the state with renorm's own averages of mean and √(var + epsilon)."""
+    if state.renorm_mean is None or state.renorm_stddev is None:
+        raise ValueError("the state lacks the statistics of renorm")
+    rho, batch_stddev = renorm.momentum, np.sqrt(var.mean(0) + layer.epsilon)
     return replace(
-        after,
-        running_stddev=stddev,
-        running_var=np.maximum(stddev**2 - layer.epsilon, 0.0),
-        renorm_mean=rho * state.renorm_mean + (1 - rho) * batch_mean,
+        state,
+        renorm_mean=rho * state.renorm_mean + (1 - rho) * mean.mean(0),
         renorm_stddev=rho * state.renorm_stddev + (1 - rho) * batch_stddev,
     )

@@ -274,6 +274,16 @@ def test_a_frozen_layer_means_what_its_class_means() -> None:
         assert result.state is state
 
 
+def test_a_frozen_layer_of_keras_v1_still_moves_its_renorm_averages() -> None:
+    xs = batches((6, 3))
+    for api, moves in (("keras_v1", True), ("tf1", False)):
+        layer = layer_of((6, 3), api, trainable=False, renorm=True)
+        state = state_of(layer)
+        after = forward(layer, xs, state, training=True).state
+        assert after.running_stddev is state.running_stddev
+        assert (after.renorm_mean is not state.renorm_mean) is moves
+
+
 def test_a_symbolic_training_flag_switches_ghost_batches_off() -> None:
     layer, xs = layer_of((8, 3), "keras_v1", virtual_batch_size=4), batches((8, 3))
     state = state_of(layer)
