@@ -194,8 +194,9 @@ def _typed(model: ir.Model) -> ir.Model:
     """Return a copy with as many value types as shape inference finds."""
     copy = model.clone()
     try:
-        from onnx_ir.passes.common import ShapeInferencePass
+        from onnx_ir.passes.common import ShapeInferencePass, shape_inference
 
+        shape_inference.logger.disabled = True  # it prints a traceback where it finds nothing
         return ShapeInferencePass()(copy).model
     except Exception:  # noqa: BLE001  # a pass may raise anything; without types every value counts as a float, which is only less precise
         return copy

@@ -11,6 +11,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from bnpass.verification import windows
+from bnpass.verification.loop_op import Loop
 from bnpass.verification.windows import Array
 
 __all__ = ["FLOAT64_OPS"]
@@ -183,6 +184,7 @@ FLOAT64_OPS: tuple[type[OpRun], ...] = (
     Div,
     Gemm,
     GlobalAveragePool,
+    Loop,
     MatMul,
     MaxPool,
     Mul,
