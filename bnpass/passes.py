@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from bnpass.expansion import coalesce, expander
+from bnpass.expansion.options import ExpandOptions
+from bnpass.expansion.result import Collectives, Expanded
 from bnpass.folding.inference import set_inference_mode
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.result import Folded
 from bnpass.folding.solver import Solver
 from bnpass.graph.kept import Kept
 
-__all__ = ["FoldBatchNorm"]
+__all__ = ["CoalesceAllReduce", "ExpandSyncBatchNorm", "FoldBatchNorm"]
 
 
 class FoldBatchNorm(ir.passes.InPlacePass):
@@ -52,3 +55,65 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         self.folded, self.kept = tuple(solver.folded), tuple(solver.kept)
         self.largest_error = solver.largest_error
         return ir.passes.PassResult(model, modified=switched or folded)
+
+
+class ExpandSyncBatchNorm(ir.passes.InPlacePass):
+    """Expand training batch normalization, and the operators of bnpass, into moments, AllReduce and plain ONNX.
+
+    Each ``BatchNormalization`` in training mode, each ``SyncBatchNormalization`` in any mode, its gradient and
+    ``SyncBatchMoments`` become the formulas of docs/operators.md; the collectives are put in one order that all
+    replicas follow. After a call, ``expanded``, ``kept`` and ``collectives`` say what happened.
+
+    Example:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 8, opset_import: ["": 17]>
+        ... g (float[N, 2] x, float[2] m, float[2] v) => (float[N, 2] y, float[2] rm, float[2] rv)
+        ... <float[2] s = {2, 3}, float[2] b = {0, 1}>
+        ... { y, rm, rv = BatchNormalization <training_mode = 1> (x, s, b, m, v) }''')
+        >>> expand = ExpandSyncBatchNorm(ExpandOptions(group="world"))
+        >>> expand(model).modified
+        True
+        >>> [node.op_type for node in model.graph if node.domain == "bnpass"]
+        ['AllReduce']
+        >>> expand.collectives
+        Collectives(before=1, after=1, depth=1)
+    """
+
+    def __init__(self, options: ExpandOptions | None = None) -> None:
+        super().__init__()
+        self.options = options or ExpandOptions()
+        self.expanded: tuple[Expanded, ...] = ()
+        self.kept: tuple[Kept, ...] = ()
+        self.collectives = Collectives()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Expand ``model`` in place; its graph is another object afterwards, unless nothing was modified.
+
+        Raises:
+            RefusedError: It cannot be expanded exactly; nothing was changed.
+            UsageError: An input that is said to be uniform does not exist.
+        """
+        done = expander.expand(model, self.options)
+        self.expanded, self.kept, self.collectives = done.expanded, done.kept, done.collectives
+        return ir.passes.PassResult(model, modified=done.modified)
+
+
+class CoalesceAllReduce(ir.passes.InPlacePass):
+    """Let AllReduces that do not wait for each other share one message; ``order`` comes after it, if at all.
+
+    After a call, ``collectives`` says how many there were and are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives = Collectives()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Merge the AllReduces of ``model`` in place.
+
+        Raises:
+            RefusedError: A collective cannot be read.
+        """
+        done = coalesce.coalesce(model)
+        self.collectives = Collectives(done.before, done.after, done.depth)
+        return ir.passes.PassResult(model, modified=done.after < done.before)

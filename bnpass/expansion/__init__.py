@@ -1,0 +1,1 @@
+"""Training batch normalization written out: moments, AllReduce and plain ONNX, forward and backward."""
