@@ -11,16 +11,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bnpass.api.expand import ExpandResult, expand
     from bnpass.api.fold import FoldResult, fold
+    from bnpass.expansion.options import ExpandOptions
     from bnpass.folding.options import FoldOptions
     from bnpass.verification import Verification, verify
 
-__all__ = ["FoldOptions", "FoldResult", "Verification", "__version__", "fold", "verify"]
+__all__ = [
+    "ExpandOptions",
+    "ExpandResult",
+    "FoldOptions",
+    "FoldResult",
+    "Verification",
+    "__version__",
+    "expand",
+    "fold",
+    "verify",
+]
 
 _HOMES = {
+    "ExpandOptions": "bnpass.expansion.options",
+    "ExpandResult": "bnpass.api.expand",
     "FoldOptions": "bnpass.folding.options",
     "FoldResult": "bnpass.api.fold",
     "Verification": "bnpass.verification",
+    "expand": "bnpass.api.expand",
     "fold": "bnpass.api.fold",
     "verify": "bnpass.verification",
 }

@@ -12,6 +12,9 @@ from bnpass.report import Check, counted
 
 _WHOLE_MODEL = "whole model"
 
+NO_ALL_REDUCE = Check(_WHOLE_MODEL, ran=False, text="released ONNX Runtimes have no com.microsoft::AllReduce")
+KERAS_ROUNDING = Check(_WHOLE_MODEL, ran=False, text="Keras's one-pass statistics are not meant to be the original's")
+
 
 def whole_model(
     original: Callable[[], ModelLike], edited: Path | ir.Model | None, constant_bytes: int, draws: int, seed: int

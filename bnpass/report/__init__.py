@@ -1,6 +1,7 @@
 """Reports: what a verb did, for people and for programs."""
 
 from bnpass.report.base import SCHEMA, Check, FileFact, Report, aligned, counted, versions
+from bnpass.report.expand import ExpandReport
 from bnpass.report.fold import FoldReport
 
-__all__ = ["SCHEMA", "Check", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]
+__all__ = ["SCHEMA", "Check", "ExpandReport", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]

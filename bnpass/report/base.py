@@ -1,12 +1,12 @@
 """The report of one run of a verb, as text for people and JSON for programs.
 
-The JSON forms are described by ``<verb>.schema.json`` beside this file; the ``schema`` number grows when a field
+The JSON form is described by ``report.schema.json`` beside this file; its ``schema`` number grows when a field
 changes its meaning or goes away.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnpass import __version__
 from bnpass.census import Census
@@ -64,6 +64,8 @@ class Report:
         options: What the caller chose, a dataclass.
     """
 
+    verb: ClassVar[str]
+
     source: FileFact | None
     target: FileFact | None
     before: Census
@@ -81,9 +83,10 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain data, in the form of the verb's schema."""
+        """Return the same as plain data, in the form of ``report.schema.json``."""
         return {
             "schema": SCHEMA,
+            "verb": self.verb,
             "bnpass": __version__,
             "versions": versions(),
             "source": None if self.source is None else asdict(self.source),

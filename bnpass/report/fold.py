@@ -15,6 +15,8 @@ class FoldReport(Report):
         folded: The affines that are gone.
     """
 
+    verb = "fold"
+
     folded: tuple[Folded, ...]
 
     def _done(self) -> dict[str, Any]:

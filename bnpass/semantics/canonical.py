@@ -48,8 +48,8 @@ class Canonical:
 
     @property
     def elements(self) -> int:
-        """The number of elements per channel and ghost batch."""
-        return (self.virtual_batch_size or self._batch) * self._positions
+        """The number of elements per channel and ghost batch; 0 where there is no ghost batch."""
+        return (self.virtual_batch_size or self._batch) * self._positions if self.groups else 0
 
     def pack(self, value: Array) -> Array:
         """Return a value, or what broadcasts against it, as [b, G, S, C] in float64."""

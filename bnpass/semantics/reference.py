@@ -145,7 +145,9 @@ def forward(
     else:
         mean, var, shares, lost = _statistics(parts, weights)
     count = float(sum(form.elements for form in forms))
-    r, d = (one, zero) if layer.renorm is None else _renorm(layer, layer.renorm, mean, var, state, clip or {})
+    r, d = one, zero
+    if layer.renorm is not None and count:
+        r, d = _renorm(layer, layer.renorm, mean, var, state, clip or {})
     adjusted = _adjustments(layer, forms, adjustments)
     inv_std = 1 / np.sqrt(var + layer.epsilon)
     ys = _outputs(forms, parts, mean, inv_std, r, d, adjusted, state)

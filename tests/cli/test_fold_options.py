@@ -144,7 +144,7 @@ def test_the_report_is_what_the_schema_says(call: Call, tmp_path: Path, words: t
     given = sha256(source)
     assert call("fold", source, "--report", report, *words).code == 0
     found = json.loads(report.read_text())
-    jsonschema.validate(found, json.loads((ROOT / "bnpass" / "report" / "fold.schema.json").read_text()))
+    jsonschema.validate(found, json.loads((ROOT / "bnpass" / "report" / "report.schema.json").read_text()))
     assert (found["schema"], found["bnpass"], found["source"]["sha256"]) == (1, bnpass.__version__, given)
     assert [(f["nodes"], f["batch_norms"]) for f in found["folded"]] == [(["bn1"], ["bn1"]), (["y"], ["y"])]
     if "--dry-run" not in words:

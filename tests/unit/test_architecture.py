@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "census": set(),
     "passes": {"expansion", "folding", "graph"},
     "report": {"census", "expansion", "folding", "graph"},
-    "checks": {"errors", "expansion", "model_io", "passes", "report", "semantics", "verification"},
+    "checks": {"errors", "expansion", "model_io", "ops", "passes", "report", "semantics", "verification"},
     "api": {"census", "checks", "errors", "expansion", "folding", "graph", "model_io", "passes", "report"},
     "cli": {"api", "errors", "expansion", "folding", "model_io", "report", "verification"},
     "__main__": {"cli"},

@@ -14,6 +14,7 @@ from bnpass import report as report_module
 from bnpass.api.fold import fold
 from bnpass.census import Census
 from bnpass.errors import RefusalId
+from bnpass.expansion.options import ExpandOptions
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.result import Folded
 from bnpass.graph.kept import Kept
@@ -51,7 +52,7 @@ def example(**changes: Any) -> Report:  # Any: whatever the field holds
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(
-        Path(report_module.__file__).with_name("fold.schema.json").read_text(encoding="utf-8")
+        Path(report_module.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
     )
     return loaded
 
@@ -151,15 +152,18 @@ def objects_of(schema: Any) -> list[dict[str, Any]]:  # Any: part of a JSON file
 
 
 def test_every_object_of_the_schema_is_closed(schema: dict[str, Any]) -> None:
-    described = [part for part in objects_of(schema) if "properties" in part]
+    assert schema["unevaluatedProperties"] is False
+    described = [part for part in objects_of(schema) if "properties" in part and part is not schema]
     assert len(described) > 8
     for part in described:
         assert part["additionalProperties"] is False
         assert sorted(part["required"]) == sorted(part["properties"])
 
 
-def test_the_options_are_those_of_fold(schema: dict[str, Any]) -> None:
-    assert list(schema["properties"]["options"]["properties"]) == [field.name for field in fields(FoldOptions)]
+@pytest.mark.parametrize(("verb", "options"), [("fold", FoldOptions), ("expand", ExpandOptions)])
+def test_the_options_are_those_of_the_verb(schema: dict[str, Any], verb: str, options: Any) -> None:
+    described = schema["$defs"][verb]["properties"]["options"]["properties"]
+    assert list(described) == [field.name for field in fields(options)]
 
 
 def test_every_refusal_fits_the_schema(schema: dict[str, Any]) -> None:
