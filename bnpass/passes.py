@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from bnpass.expansion import coalesce, expander
+from bnpass.collectives import coalesce
+from bnpass.expansion import expander
 from bnpass.expansion.options import ExpandOptions
 from bnpass.expansion.result import Collectives, Expanded
 from bnpass.folding.inference import set_inference_mode

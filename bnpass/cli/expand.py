@@ -22,7 +22,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )  # fmt: skip
     parser.add_argument(
         "--correction", metavar="N", type=int, choices=(0, 1), default=0,
-        help="running variance of BatchNormalization: 0 population (default), 1 sample (as PyTorch, and TensorFlow fused)",
+        help="running variance of BatchNormalization: 0 population (default), 1 sample (PyTorch, fused TensorFlow)",
     )  # fmt: skip
     parser.add_argument(
         "--collective", choices=("bnpass", "com.microsoft", "none"), default="bnpass",

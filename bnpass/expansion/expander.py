@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from bnpass.collectives.coalesce import coalesce
+from bnpass.collectives.nodes import is_ours
+from bnpass.collectives.order import order
 from bnpass.errors import RefusalId
 from bnpass.expansion.attributes import write_out
 from bnpass.expansion.backward import gradient
 from bnpass.expansion.call import call
-from bnpass.expansion.coalesce import coalesce
-from bnpass.expansion.collectives import is_ours
 from bnpass.expansion.facts import Facts
 from bnpass.expansion.forward import Results, inference, moments, training
 from bnpass.expansion.functions import drop_bodies, inline
 from bnpass.expansion.lower import check_all_reduce, check_site, lower
 from bnpass.expansion.names import Names
 from bnpass.expansion.options import ExpandOptions
-from bnpass.expansion.order import order
 from bnpass.expansion.result import Collectives, Expanded
 from bnpass.expansion.sites import Kind, Site, is_site, recognize
 from bnpass.expansion.terms import Formulas

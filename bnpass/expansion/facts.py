@@ -13,7 +13,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from bnpass.expansion.collectives import bodies
+from bnpass.collectives.nodes import bodies
 from bnpass.graph.nodes import Scope, operand
 from bnpass.graph.shapes import Dims, Shapes
 from bnpass.ops import DOMAIN

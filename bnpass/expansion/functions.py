@@ -5,8 +5,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from bnpass.collectives.nodes import FOREIGN, is_ours
 from bnpass.errors import Refusal, RefusalId, RefusedError
-from bnpass.expansion.collectives import FOREIGN, is_ours
 from bnpass.expansion.names import Names
 from bnpass.graph.nodes import Scope, label, nodes_of, scopes
 from bnpass.ops import DOMAIN

@@ -2,9 +2,9 @@
 
 import onnx_ir as ir
 
+from bnpass.collectives.nodes import FOREIGN, WORLD
 from bnpass.errors import RefusalId
 from bnpass.expansion.attributes import Attributes, bad_attribute, refused
-from bnpass.expansion.collectives import FOREIGN, WORLD
 from bnpass.expansion.facts import Facts
 from bnpass.expansion.options import Collective, ExpandOptions
 from bnpass.expansion.sites import Site

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
-from bnpass.expansion.collectives import bodies
+from bnpass.collectives.nodes import bodies
 
 
 class Names:

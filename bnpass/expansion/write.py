@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from bnpass.expansion.collectives import is_collective
+from bnpass.collectives.nodes import is_collective
 from bnpass.expansion.forward import Results
 from bnpass.expansion.names import Names
 from bnpass.expansion.sites import Site

@@ -40,6 +40,10 @@ class BodyWriter(Emit):
         """Write a constant double, a scalar."""
         return self._once(("double", value), lambda: self.floats(value))
 
+    def always(self) -> ir.Value:
+        """Write a vector of one true."""
+        return self._once("always", lambda: self("Constant", value=ir.tensor([True])))
+
     def integer_attribute(self, name: str) -> ir.Value:
         """Write an attribute of the function as an int64 vector of one number."""
         reference = ir.RefAttr("value_int", name, ir.AttributeType.INT)
@@ -89,7 +93,8 @@ class Form:
         packed: [b, G, P, C, Q].
         per_channel: [1, G, 1, C, 1].
         table: [G, C].
-        statistics: [C], or [G, C] where there are ghost batches.
+        statistics: [C], or [G, C] where there are ghost batches. No Slice: ONNX's inference gets one with a computed
+            start wrong.
         groups: G.
         channels: C.
         elements: Elements per channel and ghost batch; 0 if there is no ghost batch at all.
@@ -164,7 +169,7 @@ def form_of(op: BodyWriter, X: ir.Value) -> Form:
         packed=op.join(samples, groups, between, channels, behind, name="packed_shape"),
         per_channel=op.join(one, groups, one, channels, one, name="per_channel"),
         table=table,
-        statistics=op.part(table, op("Where", is_whole, one, zero), name="statistics"),
+        statistics=op("Compress", table, op.join(op("Not", is_whole), op.always()), name="statistics"),
         groups=groups,
         channels=channels,
         elements=op("Where", op("Equal", groups, zero), zero, elements, name="elements"),

@@ -131,7 +131,8 @@ def forward(
     if len({form.groups for form in forms}) > 1:
         raise ValueError("replicas with different numbers of ghost batches cannot pool them")
     parts = [form.pack(x) for form, x in zip(forms, xs, strict=True)]
-    one, zero = np.ones(forms[0].channels), np.zeros(forms[0].channels)
+    one: Array = np.ones(forms[0].channels)
+    zero: Array = np.zeros(forms[0].channels)
     plain: list[Pair] = [(np.ones(()), np.zeros(()))] * len(xs)
     if not from_batch:
         mean, inv_std = state.running_mean[None], 1 / np.sqrt(state.running_var[None] + layer.epsilon)

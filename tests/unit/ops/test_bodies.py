@@ -407,3 +407,14 @@ def test_a_momentum_of_0_and_of_1() -> None:
             found = run(engine, model, case.feeds)
             wanted = case.feeds["input_mean"] if momentum else x.astype(np.float64).mean(0).astype(np.float32)
             np.testing.assert_allclose(found[1], wanted, rtol=0 if momentum else 2**-23)
+
+
+def test_onnx_infers_no_wrong_shape_from_a_body() -> None:
+    """With data propagation it follows shapes that are computed; those of the statistics must not come out wrong."""
+    given = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 18, "bnpass": 1]>
+        g (float[N, 8, 4] x, float[8] s) => (float[N, 8, 4] y, double[8] mean) {
+            y, m, v, mean, i, n = bnpass.SyncBatchNormalization <axis = 1, training_mode = 1> (x, s, s, s, s)
+        }""")
+    add_bodies(given)
+    proto = ir.to_proto(given)
+    onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)

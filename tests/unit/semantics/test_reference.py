@@ -228,6 +228,14 @@ def test_an_all_empty_batch_changes_no_statistics() -> None:
     assert result.count == 0
 
 
+def test_an_empty_batch_has_no_ghost_batches() -> None:
+    layer = layer_of((None, 3), virtual_batch_size=4, renorm=True)
+    state = state_of(layer)
+    result = forward(layer, batches((0, 3)), state, training=True)
+    assert result.state is state
+    assert (result.count, result.mean.shape) == (0, (0, 3))
+
+
 def test_keras_pulls_the_statistics_to_zero_where_everything_is_masked() -> None:
     layer = layer_of((4, 5, 3))
     state = state_of(layer)

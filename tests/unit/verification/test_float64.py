@@ -26,7 +26,7 @@ def node_tests() -> dict[str, list[object]]:
         for case in load_model_tests(kind="node"):
             nodes = case.model.graph.node
             values = [a for data in case.data_sets or () for part in data for a in part]
-            of_tensors = all(isinstance(a, np.ndarray) for a in values)  # the others hold sequences, which models do not
+            of_tensors = all(isinstance(a, np.ndarray) for a in values)  # the others hold sequences
             if len(nodes) == 1 and nodes[0].op_type in found and of_tensors:
                 found[nodes[0].op_type].append(case)
     return found

@@ -13,12 +13,12 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
-from bnpass.ops import adjustment, mask
-from bnpass.ops.axes import ChannelAxis
+from bnpass.layers import adjustment, mask
+from bnpass.layers.axes import ChannelAxis
+from bnpass.layers.values import Gradients, LayerInputs, Saved
+from bnpass.layers.vectors import f64
 from bnpass.ops.calls import TYPES, batch_norm_grad, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_values import Gradients, LayerInputs, Saved
-from bnpass.ops.vectors import f64
 from bnpass.semantics.reference import KERAS3_ETA
 from bnpass.semantics.resolved import Resolved
 

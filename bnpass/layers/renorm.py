@@ -17,9 +17,9 @@ import math
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
+from bnpass.layers.values import LayerInputs
+from bnpass.layers.vectors import f64, number
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_values import LayerInputs
-from bnpass.ops.vectors import f64, number
 from bnpass.semantics.resolved import Renorm, Resolved
 
 Averages = dict[str, tuple[ir.Value, ir.Value, float]]

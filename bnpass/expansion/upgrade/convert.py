@@ -17,13 +17,13 @@ import onnx
 import onnx_ir as ir
 from onnx import version_converter
 
+from bnpass.collectives.nodes import bodies
 from bnpass.errors import Refusal, RefusalId, RefusedError
-from bnpass.expansion.collectives import bodies
 from bnpass.expansion.facts import Facts
 from bnpass.expansion.names import Names
-from bnpass.expansion.old_ops import finish, make_convertible, not_convertible
-from bnpass.expansion.placeholders import PLACEHOLDER, Placeholders, swap
 from bnpass.expansion.sites import Site
+from bnpass.expansion.upgrade.old_ops import finish, make_convertible, not_convertible
+from bnpass.expansion.upgrade.placeholders import PLACEHOLDER, Placeholders, swap
 from bnpass.graph.nodes import described
 
 _IR_VERSION = 8

@@ -4,12 +4,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from bnpass.errors import UsageError
+from bnpass.layers.gradient import emit_gradient
+from bnpass.layers.layer import emit_layer, values_of
+from bnpass.layers.values import LayerInputs
 from bnpass.ops import DOMAIN, MIN_OPSET, VERSION
 from bnpass.ops.calls import TYPES, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer import emit_layer, values_of
-from bnpass.ops.layer_gradient import emit_gradient
-from bnpass.ops.layer_values import LayerInputs
 from bnpass.ops.schemas import register
 from bnpass.semantics.resolved import Resolved
 

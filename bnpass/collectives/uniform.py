@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from bnpass.errors import UsageError
-from bnpass.expansion.collectives import (
+from bnpass.collectives.nodes import (
     FOREIGN,
     WORLD,
     body_of,
@@ -27,6 +26,7 @@ from bnpass.expansion.collectives import (
     predecessors,
     topological,
 )
+from bnpass.errors import UsageError
 from bnpass.graph.nodes import operand
 
 _RANDOM = frozenset(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bnpass.collectives import nodes as collectives
+from bnpass.collectives.coalesce import CoalesceResult, coalesce
+from bnpass.collectives.order import check_order, order
 from bnpass.errors import RefusalId, RefusedError
-from bnpass.expansion import collectives
-from bnpass.expansion.coalesce import CoalesceResult, coalesce
-from bnpass.expansion.order import check_order, order
 from bnpass.verification import replicas
 from bnpass.verification.replicas import run_replicas
 from tests.support.build import Array, ops

@@ -17,16 +17,15 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
-from bnpass.ops import adjustment, mask
-from bnpass.ops import layer_modes as modes
-from bnpass.ops.axes import ChannelAxis
-from bnpass.ops.branch import choose
+from bnpass.layers import adjustment, mask, modes
+from bnpass.layers.axes import ChannelAxis
+from bnpass.layers.branch import choose
+from bnpass.layers.modes import Core
+from bnpass.layers.values import LayerInputs, LayerOutputs, Saved
+from bnpass.layers.vectors import constant_vector
 from bnpass.ops.calls import TYPES, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_modes import Core
-from bnpass.ops.layer_values import LayerInputs, LayerOutputs, Saved
 from bnpass.ops.result_types import GROUP_NAME
-from bnpass.ops.vectors import constant_vector
 from bnpass.semantics.resolved import Resolved
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnpass.ops import mask, renorm
-from bnpass.ops.axes import ChannelAxis
+from bnpass.layers import mask, renorm
+from bnpass.layers.axes import ChannelAxis
+from bnpass.layers.values import LayerInputs
+from bnpass.layers.vectors import constant_vector, f64, number
 from bnpass.ops.calls import DOUBLE, TYPES, BatchNorm, batch_norm, moments, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_values import LayerInputs
-from bnpass.ops.vectors import constant_vector, f64, number
 from bnpass.semantics.resolved import Resolved
 
 Values = dict[str, ir.Value]
@@ -30,11 +30,12 @@ UPDATES = {
 
 def moved_by_training(layer: Resolved) -> tuple[str, ...]:
     """Return the names of the statistics that a training step of a layer changes."""
-    own = ("running_mean", "running_var") if layer.updates_statistics(True) else ()
-    if layer.renorm is None:
-        return own
-    own += ("running_stddev",) if own else ()
-    return own + (("running_renorm_mean", "running_renorm_stddev") if layer.updates_renorm(True) else ())
+    names = list(UPDATES) if layer.renorm is not None else ["running_mean", "running_var"]
+    return tuple(name for name in names if _moves(layer, name))
+
+
+def _moves(layer: Resolved, name: str) -> bool:
+    return layer.updates_renorm(True) if "renorm" in name else layer.updates_statistics(True)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bnpass.collectives.order import OrderResult, check_order, order
+from bnpass.collectives.tie import tie
 from bnpass.errors import RefusalId, RefusedError, UsageError
-from bnpass.expansion.order import OrderResult, check_order, order
-from bnpass.expansion.tie import tie
 from bnpass.ops.emit import Emit
 from bnpass.verification import replicas
 from bnpass.verification.replicas import ReplicaError, run_replicas

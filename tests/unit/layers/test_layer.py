@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from bnpass.errors import UsageError
+from bnpass.layers.gradient import emit_gradient
+from bnpass.layers.layer import emit_layer
+from bnpass.layers.model import layer_model
+from bnpass.layers.values import LayerInputs
 from bnpass.ops.bodies import add_bodies
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer import emit_layer
-from bnpass.ops.layer_gradient import emit_gradient
-from bnpass.ops.layer_model import layer_model
-from bnpass.ops.layer_values import LayerInputs
 from bnpass.ops.schemas import register
 from bnpass.semantics.reference import State, backward, forward
 from bnpass.semantics.resolved import Renorm, Resolved

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
-from bnpass.ops.axes import ChannelAxis
+from bnpass.layers.axes import ChannelAxis
+from bnpass.layers.values import Adjusted, Gradients, LayerInputs
+from bnpass.layers.vectors import f64, number
 from bnpass.ops.calls import DOUBLE, TYPES, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_values import Adjusted, Gradients, LayerInputs
-from bnpass.ops.vectors import f64, number
 from bnpass.semantics.resolved import Resolved
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
-from bnpass.ops.axes import ChannelAxis
+from bnpass.layers.axes import ChannelAxis
+from bnpass.layers.values import Saved
+from bnpass.layers.vectors import f64, number, per_channel
 from bnpass.ops.calls import DOUBLE, TYPES, all_reduce, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.layer_values import Saved
-from bnpass.ops.vectors import f64, number, per_channel
 from bnpass.semantics.reference import KERAS3_ETA
 from bnpass.semantics.resolved import Resolved
 

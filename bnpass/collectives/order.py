@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnpass.errors import Refusal, RefusalId, RefusedError
-from bnpass.expansion.collectives import (
+from bnpass.collectives.check import check_order, check_same_way, last_steps
+from bnpass.collectives.nodes import (
     AFTER,
     FOREIGN,
     RESULT,
@@ -37,8 +37,8 @@ from bnpass.expansion.collectives import (
     topological,
     unused_prefix,
 )
-from bnpass.expansion.order_check import check_order, check_same_way, last_steps
-from bnpass.expansion.tie import tie
+from bnpass.collectives.tie import tie
+from bnpass.errors import Refusal, RefusalId, RefusedError
 from bnpass.graph.nodes import described, label
 from bnpass.ops.emit import Emit
 

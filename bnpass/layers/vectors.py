@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from bnpass.ops.axes import ChannelAxis
+from bnpass.layers.axes import ChannelAxis
 from bnpass.ops.calls import DOUBLE, typed
 from bnpass.ops.emit import Emit
 

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from bnpass.errors import Refusal, RefusalId, RefusedError
-from bnpass.expansion.collectives import (
+from bnpass.collectives.nodes import (
     FOREIGN,
     Predecessors,
     bodies,
@@ -33,7 +32,8 @@ from bnpass.expansion.collectives import (
     require_readable,
     topological,
 )
-from bnpass.expansion.uniform import Uniform
+from bnpass.collectives.uniform import Uniform
+from bnpass.errors import Refusal, RefusalId, RefusedError
 from bnpass.graph.nodes import described, label
 
 _CONTROL = ("If", "Loop", "Scan")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnpass.expansion.collectives import (
+from bnpass.collectives.nodes import (
     FOREIGN,
     Predecessors,
     bodies,
@@ -65,7 +65,7 @@ class CoalesceResult:
 
 
 def coalesce(model: ir.Model) -> CoalesceResult:
-    """Merge AllReduces of the same level; to be called before :func:`bnpass.expansion.order.order`.
+    """Merge AllReduces of the same level; to be called before :func:`bnpass.collectives.order.order`.
 
     Outputs of graphs keep their names, and so do the reduced values. Ids of merged collectives are 0: ``order`` sets
     them. Functions are left alone.
