@@ -23,24 +23,14 @@ import numpy as np
 
 from bnpass.semantics.canonical import REDUCED, Array, Canonical
 from bnpass.semantics.resolved import Renorm, Resolved
+from bnpass.semantics.state import State
+
+__all__ = ["Backward", "Forward", "State", "backward", "forward"]
 
 Pair = tuple[Array, Array]
 
 KERAS3_ETA = 1e-7
 """Keras 3 divides masked sums by W + this."""
-
-
-@dataclass(frozen=True)
-class State:
-    """The parameters and statistics of a layer, each [C] in float64; the last three belong to renorm."""
-
-    scale: Array
-    B: Array
-    running_mean: Array
-    running_var: Array
-    running_stddev: Array | None = None
-    renorm_mean: Array | None = None
-    renorm_stddev: Array | None = None
 
 
 @dataclass(frozen=True)
