@@ -79,7 +79,7 @@ class Shapes:
             return None
         node = value.producer()
         data = self._alike.get(value)
-        if data is None and node is not None and is_standard(node, *_SAME_SHAPE):
+        if data is None and node is not None and is_standard(node, *_SAME_SHAPE) and value is node.outputs[0]:
             data = node.inputs[0]
         if data is not None:
             return self._local(data, scope, steps + 1) or _read_by(value, scope)

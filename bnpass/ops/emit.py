@@ -52,8 +52,8 @@ class Emit:
             value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(key, value)
             for key, value in attributes.items()
         ]
-        first = next((v.name for v in outputs if v.name), self._name(op_type))
-        node = ir.Node(domain, op_type, inputs, given, outputs=outputs, name=first)
+        first = next((v.name for v in outputs if v.name), None)
+        node = ir.Node(domain, op_type, inputs, given, outputs=outputs, name=first or self._name(op_type))
         self.nodes.append(node)
         return outputs
 
