@@ -140,13 +140,9 @@ def test_without_channels_there_is_nothing(shape: tuple[int, ...]) -> None:
         assert got["running_mean"].shape == got["saved_mean"].shape == (0,)
 
 
-@pytest.mark.parametrize("statistics", [F32, F64], ids=str)
-@pytest.mark.parametrize("dtype", [F16, F32, F64], ids=str)
-@pytest.mark.parametrize("ghost", [0, 2])
-@pytest.mark.parametrize("per_ghost", [False, True])
+@pytest.mark.parametrize(("dtype", "statistics"), [(F16, F32), (F16, F64), (F32, F32), (F32, F64), (F64, F64)], ids=str)
+@pytest.mark.parametrize(("ghost", "per_ghost"), [(0, False), (2, False), (2, True)])
 def test_inference(dtype: Any, statistics: Any, ghost: int, per_ghost: bool) -> None:
-    if (dtype == F64 and statistics == F32) or (per_ghost and not ghost):
-        pytest.skip("not a form that the operator has")
     layer = Layer((4, 3, 5), ghost=ghost, dtype=dtype)
     given = feeds(layer)
     for name in ("input_mean", "input_var"):
@@ -185,13 +181,11 @@ def moments_model(layer: Layer, *, group: str = "", open_batch: bool = False) ->
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64], ids=str)
-@pytest.mark.parametrize(
-    ("shape", "axis", "ghost"), [((6, 3, 2), 1, 0), ((6, 3), -1, 2), ((5,), 0, 0), ((4, 2, 3), 2, 2)]
-)
-@pytest.mark.parametrize("open_batch", [False, True])
+@pytest.mark.parametrize(("shape", "axis", "ghost", "open_batch"), [
+    ((6, 3, 2), 1, 0, False), ((6, 3), -1, 2, False), ((5,), 0, 0, False), ((4, 2, 3), 2, 2, False),
+    ((6, 3, 2), 1, 0, True), ((6, 3), -1, 2, True), ((4, 2, 3), 2, 2, True),
+])  # fmt: skip
 def test_moments(shape: tuple[int, ...], axis: int, ghost: int, dtype: Any, open_batch: bool) -> None:
-    if open_batch and axis == 0:
-        pytest.skip("the axis of the batch is that of the channels")
     layer = Layer(shape, axis=axis, ghost=ghost, dtype=dtype)
     model, done = expanded(moments_model(layer, open_batch=open_batch))
     assert done.expanded[0].kind == "moments"
