@@ -1,4 +1,4 @@
-"""ONNX's own backend node tests for batch normalization stay true after a fold."""
+"""ONNX's own backend node tests for batch normalization stay true after a fold and after an expansion."""
 
 import warnings
 from collections.abc import Callable
@@ -10,6 +10,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from bnpass.errors import RefusalId
+from bnpass.expansion.options import ExpandOptions
+from bnpass.passes import ExpandSyncBatchNorm
 from tests.support.build import batch_norm, normal, tensor
 from tests.support.judge import fold, folded_and_right, runs_in_onnx_runtime
 
@@ -201,3 +204,21 @@ def test_batch_norm_before_a_linear_op(case: Any) -> None:
     is_transposed = any(a.name == "transA" and a.i for a in case.model.graph.node[0].attribute)
     is_batch_axis = case.model.graph.node[0].op_type == "MatMul" and data.ndim > 2
     assert result.modified == (data.shape[1] == 1 or not (is_batch_axis or is_transposed))
+
+
+@pytest.mark.parametrize("options", [{}, {"group": "world"}, {"as_functions": True}], ids=str)
+@pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
+def test_training_mode_expands_and_still_holds(case: Any, options: dict[str, Any]) -> None:
+    model = ir.from_proto(case.model)
+    assert ExpandSyncBatchNorm(ExpandOptions(**options))(model).modified
+    assert "BatchNormalization" not in [node.op_type for node in model.graph]
+    holds(model, case)
+
+
+@pytest.mark.parametrize("case", INFERENCE, ids=lambda case: case.name)
+def test_inference_mode_is_nothing_to_expand(case: Any) -> None:
+    model = ir.from_proto(case.model)
+    expansion = ExpandSyncBatchNorm()
+    assert not expansion(model).modified
+    assert [kept.refusal for kept in expansion.kept] == [RefusalId.INFERENCE_MODE]
+    holds(model, case)
