@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from bnpass.collectives import coalesce
-from bnpass.expansion import expander
 from bnpass.expansion.options import ExpandOptions
 from bnpass.expansion.result import Collectives, Expanded
 from bnpass.folding.inference import set_inference_mode
@@ -13,6 +11,7 @@ from bnpass.folding.options import FoldOptions
 from bnpass.folding.result import Folded
 from bnpass.folding.solver import Solver
 from bnpass.graph.kept import Kept
+from bnpass.ops import DOMAIN
 
 __all__ = ["CoalesceAllReduce", "ExpandSyncBatchNorm", "FoldBatchNorm"]
 
@@ -53,6 +52,10 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         switched = self.options.inference and set_inference_mode(model)
         solver = Solver(model, self.options, self._progress)
         folded = solver.run()
+        if folded and DOMAIN in model.opset_imports:
+            from bnpass.ops.bodies import drop_unused_bodies  # most models have none, and importing it takes a while
+
+            drop_unused_bodies(model)
         self.folded, self.kept = tuple(solver.folded), tuple(solver.kept)
         self.largest_error = solver.largest_error
         return ir.passes.PassResult(model, modified=switched or folded)
@@ -94,7 +97,9 @@ class ExpandSyncBatchNorm(ir.passes.InPlacePass):
             RefusedError: It cannot be expanded exactly; nothing was changed.
             UsageError: An input that is said to be uniform does not exist.
         """
-        done = expander.expand(model, self.options)
+        from bnpass.expansion.expander import expand  # folding does without it
+
+        done = expand(model, self.options)
         self.expanded, self.kept, self.collectives = done.expanded, done.kept, done.collectives
         return ir.passes.PassResult(model, modified=done.modified)
 
@@ -115,6 +120,8 @@ class CoalesceAllReduce(ir.passes.InPlacePass):
         Raises:
             RefusedError: A collective cannot be read.
         """
-        done = coalesce.coalesce(model)
+        from bnpass.collectives.coalesce import coalesce  # likewise
+
+        done = coalesce(model)
         self.collectives = Collectives(done.before, done.after, done.depth)
         return ir.passes.PassResult(model, modified=done.after < done.before)

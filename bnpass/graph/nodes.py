@@ -19,6 +19,9 @@ _ATTRIBUTE_TYPES = {
 }
 """The attributes that folding reads, with the type that ONNX gives them."""
 
+_OPERATOR_TYPES = {**_ATTRIBUTE_TYPES, "group": ir.AttributeType.STRING}
+"""The same for our operators, whose groups have names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scope:
@@ -74,10 +77,11 @@ def is_standard(node: ir.Node, *op_types: str) -> bool:
 
 def malformed(node: ir.Node) -> str | None:
     """Return what keeps a node from being read: attributes of the wrong type or given by reference, no operands."""
+    types = _ATTRIBUTE_TYPES if node.domain == "" else _OPERATOR_TYPES
     for attribute in node.attributes.values():
         if attribute.is_ref():
             return f"its attribute '{attribute.name}' is a reference to one of the function around it"
-        if _ATTRIBUTE_TYPES.get(attribute.name, attribute.type) != attribute.type:
+        if types.get(attribute.name, attribute.type) != attribute.type:
             return f"its attribute '{attribute.name}' is of type {attribute.type.name}"
         if attribute.type == ir.AttributeType.STRING and not isinstance(attribute.value, str):
             return f"its attribute '{attribute.name}' is no text"

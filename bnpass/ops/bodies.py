@@ -97,6 +97,15 @@ def add_bodies(model: ir.Model) -> bool:
     return True
 
 
+def drop_unused_bodies(model: ir.Model) -> None:
+    """Take the bodies of operators that a model no longer uses out of it, and the domain with the last of them."""
+    used = _used(model)
+    for key in [key for key in model.functions if _is_ours(key) and key[1] not in used]:
+        del model.functions[key]
+    if not used and not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
+        model.opset_imports.pop(DOMAIN, None)
+
+
 def _raise_versions(model: ir.Model) -> bool:
     """Make a model such that bodies may stand in it; return whether it was not."""
     opset = _default_opset(model.opset_imports)

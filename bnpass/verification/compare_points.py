@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from bnpass.ops import DOMAIN
+
 __all__ = ["ComparePoints", "NotCompared", "compare_points"]
 
 _DISCRETE = frozenset(
@@ -128,7 +130,7 @@ def _inner_nodes(node: ir.Node, model: ir.Model, seen: frozenset[ir.OperatorIden
         elif attribute.type is ir.AttributeType.GRAPHS:
             scopes.extend(attribute.as_graphs())
     identifier = node.op_identifier()
-    if identifier in model.functions and identifier not in seen:
+    if identifier in model.functions and identifier not in seen and node.domain != DOMAIN:  # ours jump nowhere
         scopes.append(model.functions[identifier])
     for scope in scopes:
         for inner in scope:

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from bnpass.verification.constant_op import Constant
 from bnpass.verification.float64_ops import FLOAT64_OPS
 from bnpass.verification.memory import available_bytes
 from bnpass.verification.retype import NARROW_FLOATS, cast_array, retype
@@ -90,7 +91,7 @@ class _Evaluator(ReferenceEvaluator):  # values are arrays, lists or None: Any, 
         new_ops: list[Any] | None = None,  # noqa: ARG002  # always ours
         check_shape_annotations: bool = False,
     ) -> None:
-        super().__init__(proto, opsets, functions, verbose, list(FLOAT64_OPS), check_shape_annotations)
+        super().__init__(proto, opsets, functions, verbose, [Constant, *FLOAT64_OPS], check_shape_annotations)
 
     def run(
         self,

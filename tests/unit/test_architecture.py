@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "model_io": {"errors"},
     "verification": {"model_io", "ops", "semantics", "errors"},
     "census": set(),
-    "passes": {"collectives", "expansion", "folding", "graph"},
+    "passes": {"collectives", "expansion", "folding", "graph", "ops"},
     "report": {"census", "expansion", "folding", "graph"},
     "checks": {"errors", "expansion", "model_io", "ops", "passes", "report", "semantics", "verification"},
     "api": {"census", "checks", "errors", "expansion", "folding", "graph", "model_io", "passes", "report"},

@@ -666,6 +666,11 @@ def test_renorm_never_gives_a_negative_variance() -> None:
     np.testing.assert_array_equal(stepped(layer, feed)["running_var"], 0)
 
 
+def test_where_the_limits_of_renorm_cross_the_upper_one_holds() -> None:
+    layer = layer_of((None, 3), (1,), renorm=Renorm(rmin=1.5, rmax=0.5, dmax=0.25, momentum=0.75))
+    stepped(layer, feed_of(layer, 4))
+
+
 def test_two_layers_can_stand_in_one_graph() -> None:
     layer, op = layer_of((None, 3), (1,), "float32", renorm=FIXED), Emit("twice")
     vectors = {name: ir.val(name, ir.DataType.FLOAT, [3]) for name in (*INPUTS[1:], *RENORM)}

@@ -220,6 +220,11 @@ def test_clipped_renorm_stays_between_its_bounds_given_now_or_at_run_time() -> N
     np.testing.assert_array_equal(a.ys[0], b.ys[0])
 
 
+def test_where_the_bounds_of_renorm_cross_the_upper_one_holds() -> None:
+    layer = layer_of((9, 3), renorm=True, renorm_clipping={"rmax": 0.5, "rmin": 1.5})
+    np.testing.assert_array_equal(forward(layer, batches((9, 3)), state_of(layer), training=True).r, 0.5)
+
+
 def test_an_all_empty_batch_changes_no_statistics() -> None:
     layer = layer_of((None, 3), synchronized=True)
     state = state_of(layer)
