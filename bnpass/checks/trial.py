@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bnpass.expansion.options import ExpandOptions
 from bnpass.expansion.result import Expanded
 from bnpass.ops import DOMAIN, VERSION
+from bnpass.ops.calls import TYPES
 from bnpass.passes import ExpandSyncBatchNorm
 from bnpass.semantics.reference import Forward, State, backward, forward
 from bnpass.semantics.resolved import Resolved
@@ -24,12 +25,6 @@ SHARES = ((8,), (4, 4), (5, 2, 1, 0), (0, 0))
 """Samples of each replica: one replica; equal shares; unequal ones; none at all."""
 
 _CHANNELS, _LENGTH = 3, 2
-_TYPES = {
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "float32": ir.DataType.FLOAT,
-    "float64": ir.DataType.DOUBLE,
-}
 
 
 @dataclass(frozen=True)
@@ -197,8 +192,8 @@ class Trial:
         dims: list[int | str] = list(self._shape(0))
         if self.kind.axis != 0:
             dims[0] = "N"
-        x: _Fact = (_TYPES[self.kind.dtype], dims)
-        vector: _Fact = (_TYPES[str(self._vector_type)], c)
+        x: _Fact = (TYPES[self.kind.dtype], dims)
+        vector: _Fact = (TYPES[str(self._vector_type)], c)
         table: _Fact = (ir.DataType.DOUBLE, ["G", *c] if self._is_table else c)
         count: _Fact = (ir.DataType.DOUBLE, [])
         saved = {"saved_mean": table, "saved_inv_std": table, "count": count}

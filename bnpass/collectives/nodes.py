@@ -7,14 +7,13 @@ graph it stands in: it waits for everything that its subgraphs capture, and it i
 """
 
 import heapq
-import re
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId, RefusedError
 from bnpass.graph.nodes import described, label, operand
-from bnpass.ops import DOMAIN, MIN_OPSET
+from bnpass.ops import DOMAIN, GROUP_NAME, MIN_OPSET
 
 FOREIGN = "com.microsoft"
 """The domain of ONNX Runtime's own collectives."""
@@ -29,7 +28,6 @@ RESULT = {"AllReduce": 0, "SyncBatchMoments": 2, "SyncBatchNormalization": 5, "S
 """The output slot that is there whenever the collective is: Y, count, count, dB."""
 
 _FOREIGN_OPS = frozenset({"AllReduce", "AllGather", "AllToAll"})
-_GROUP_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Predecessors = dict[ir.Node, list[ir.Node]]
 """The nodes of a graph in order, each with the nodes of the same graph that it waits for."""
@@ -62,7 +60,7 @@ def group_of(node: ir.Node) -> str | None:
     if node.domain == FOREIGN:
         return WORLD
     name = text(node, "group")
-    if name and not _GROUP_NAME.fullmatch(name):
+    if name and not GROUP_NAME.fullmatch(name):
         raise RefusedError(Refusal(RefusalId.BAD_GROUP, label(node), f"'{name}' is not the name of a group"))
     return name
 

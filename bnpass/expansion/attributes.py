@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId, RefusedError
-from bnpass.expansion.options import GROUP_NAME
 from bnpass.graph.nodes import described, label
+from bnpass.ops import GROUP_NAME
 
 Default = int | float | str
 

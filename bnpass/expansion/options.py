@@ -1,16 +1,13 @@
 """What a caller can choose about expansion."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bnpass.errors import UsageError
+from bnpass.ops import GROUP_NAME
 
 Collective = Literal["bnpass", "com.microsoft", "none"]
 Statistics = Literal["exact", "keras"]
-
-GROUP_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""What the name of a group looks like; the empty one stands for a replica alone."""
 
 
 @dataclass(frozen=True)

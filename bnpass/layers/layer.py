@@ -23,9 +23,9 @@ from bnpass.layers.branch import choose
 from bnpass.layers.modes import Core
 from bnpass.layers.values import LayerInputs, LayerOutputs, Saved
 from bnpass.layers.vectors import constant_vector
+from bnpass.ops import GROUP_NAME
 from bnpass.ops.calls import TYPES, typed
 from bnpass.ops.emit import Emit
-from bnpass.ops.result_types import GROUP_NAME
 from bnpass.semantics.resolved import Resolved
 
 

@@ -4,7 +4,6 @@ A node that the operators' text does not allow is refused here, in ``onnx.shape_
 one sentence. What is not known, be it a type, a length or an attribute given by reference, is not judged.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,12 +11,13 @@ from typing import TypeAlias
 import onnx
 from onnx.shape_inference import InferenceContext, InferenceError
 
+from bnpass.ops import GROUP_NAME
+
 Dim: TypeAlias = int | str | None
 Dims: TypeAlias = tuple[Dim, ...]
 
 DOUBLE, INT64 = onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64
 REDUCTIONS = ("sum", "mean", "max", "min")
-GROUP_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class _Node:

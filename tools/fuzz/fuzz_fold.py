@@ -17,9 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
+from results import keep  # noqa: E402
 
 from tests.property.graphs import BRAIN, DOUBLE, HALF, SINGLE, RandomChoices, random_case  # noqa: E402
 from tests.property.judge import Outcome, judge, summary  # noqa: E402
@@ -125,7 +127,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="type of the input; default: a mixture")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--case", type=int, help="show one case again")
-    parser.add_argument("--write", action="store_true", help="write tools/fuzz/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the section of tools/fuzz/RESULTS.md")
     arguments = parser.parse_args()
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     if arguments.case is not None:
@@ -140,8 +142,7 @@ def main() -> int:
     print(told)
     if arguments.write:
         command = f"python tools/fuzz/fuzz_fold.py --cases {arguments.cases} --seed {arguments.seed}"
-        text = f"# The last long run\n\n`{command}`\n\n{told}\n"
-        (Path(__file__).parent / "RESULTS.md").write_text(text)
+        keep("Folding", command, told)
     return int(bool(tally.failures))
 
 

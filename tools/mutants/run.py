@@ -1,8 +1,9 @@
 """Plant one fault at a time in a copy of the repository and show which test sees it.
 
-    python tools/mutants/run.py [--blind] [--only WORD] [--write]
+    python tools/mutants/run.py [--suite folding|operator|all] [--blind] [--only WORD] [--write]
 
-``--blind`` takes bnpass's own local check away first, so that the tests stand alone. ``--write`` writes RESULTS.md.
+``--blind`` takes bnpass's own local check away first, so that the tests stand alone; only folding has one. ``--write``
+brings RESULTS.md up to date: the rows of what was run, and no row of a mutant that is gone.
 Exit code: 0 if every mutant was killed, 1 if one survived, 2 if a replacement does not fit the code any more.
 """
 
@@ -20,15 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from table import BLIND, MUTANTS, Mutant
+from mutant import Mutant
+from suites import SUITES, Suite
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = (
-    ("tests/property/test_symbolic.py", "tests/property/test_fold_properties.py"),
-    ("tests/unit/test_refusals.py", "tests/unit/test_opsets.py", "tests/golden", "tests/museum/test_museum.py"),
-)
-"""The second stage runs only what the first one lets through, and only files that are green without a mutant."""
-
 PERCENT = "50"
 
 
@@ -63,7 +59,7 @@ def snapshot(folder: Path) -> Path:
     """Copy what the tests need, once: the tree may be edited while the mutants run."""
     target = folder / "snapshot"
     ignored = shutil.ignore_patterns("__pycache__", ".git", "*.pyc", ".pytest_cache", ".hypothesis")
-    for name in ("bnpass", "tests", "models"):
+    for name in ("bnpass", "tests", "models", "tools", "docs"):
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, target / name)
@@ -115,69 +111,99 @@ def _reason(output: str, short: str) -> str:
     return short[:110]
 
 
-def judge(mutant: Mutant, base: Path, red: Iterable[str], *, blind: bool) -> Verdict:
+def judge(mutant: Mutant, suite: Suite, base: Path, red: Iterable[str], *, blind: bool) -> Verdict:
     """Plant one mutant and run the stages until a test fails."""
+    stages = ((mutant.tests,), *suite.stages) if mutant.tests else suite.stages
     with tempfile.TemporaryDirectory(prefix="bnpass-mutant-") as name:
         folder = Path(shutil.copytree(base, Path(name) / "repository"))
-        plant(folder, (*(BLIND if blind else ()), mutant))
+        plant(folder, (*(suite.blind if blind else ()), mutant))
         begun = time.monotonic()
-        for paths in STAGES:
+        for paths in stages:
             killer, why = run_tests(folder, paths, red)
             if killer:
                 return Verdict(mutant, killer, why, time.monotonic() - begun)
         return Verdict(mutant, "", "", time.monotonic() - begun)
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Return the verdicts as a Markdown table."""
-    lines = ["| mutant | file | killed by | how | s |", "|---|---|---|---|---|"]
-    for v in verdicts:
-        why = v.why.replace("|", "\\|")
-        where = v.mutant.file.removeprefix("bnpass/")
-        killer = f"`{v.killer}`" if v.killer else "**survived**"
-        lines.append(f"| {v.mutant.name} | `{where}` | {killer} | {why} | {v.seconds:.0f} |")
-    killed = sum(bool(v.killer) for v in verdicts)
-    return "\n".join([*lines, "", f"{killed} of {len(verdicts)} killed."])
+def run(suite: Suite, base: Path, *, blind: bool, only: str) -> list[Verdict]:
+    """Judge the mutants of a suite whose name contains a word."""
+    with tempfile.TemporaryDirectory(prefix="bnpass-mutant-") as name:
+        plain = Path(shutil.copytree(base, Path(name) / "plain"))
+        plant(plain, suite.blind if blind else ())
+        red = [test for paths in suite.stages for test in red_without(plain, paths)]
+    print(f"{suite.title}: red without any mutant, so left out: {', '.join(red) or 'none'}", flush=True)
+    verdicts = []
+    for mutant in suite.mutants:
+        if only in mutant.name:
+            verdict = judge(mutant, suite, base, red, blind=blind)
+            verdicts.append(verdict)
+            told = f"{verdict.killer or 'SURVIVED':70} {verdict.seconds:5.1f} s  {mutant.name}  {verdict.why}"
+            print(told, flush=True)
+    return verdicts
+
+
+def fits(suite: Suite, base: Path) -> bool:
+    """Whether all replacements fit the code, and all tests are there; found out before any test is run."""
+    wrong = []
+    for mutant in (*suite.blind, *suite.mutants):
+        found = (base / mutant.file).read_text().count(mutant.old)
+        if found != 1:
+            wrong.append(f"mutant '{mutant.name}': its text stands {found} times in {mutant.file}")
+        if not (base / mutant.tests).exists():
+            wrong.append(f"mutant '{mutant.name}': there is no {mutant.tests}")
+    print("\n".join(wrong), end="\n" * bool(wrong))
+    return not wrong
+
+
+def row(verdict: Verdict) -> str:
+    """Return a verdict as a row of a Markdown table."""
+    why = verdict.why.replace("|", "\\|")
+    where = verdict.mutant.file.removeprefix("bnpass/")
+    killer = f"`{verdict.killer}`" if verdict.killer else "**survived**"
+    return f"| {verdict.mutant.name} | `{where}` | {killer} | {why} | {verdict.seconds:.0f} |"
+
+
+def write(suite: Suite, verdicts: list[Verdict], *, blind: bool) -> None:
+    """Bring the section of a suite in RESULTS.md up to date."""
+    path = Path(__file__).parent / "RESULTS.md"
+    text = path.read_text() if path.exists() else "# Planted mutants\n\nWritten by `tools/mutants/run.py --write`.\n"
+    title = suite.title + (": the tests alone (local check taken away)" if blind else "")
+    head, *parts = re.split(r"(?m)^## ", text)
+    sections = dict(part.split("\n", 1) for part in parts)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in sections.get(title, "").splitlines()}
+    rows |= {verdict.mutant.name: row(verdict) for verdict in verdicts}
+    known = [rows[mutant.name] for mutant in suite.mutants if mutant.name in rows]
+    killed = sum("**survived**" not in line for line in known)
+    table = ["| mutant | file | killed by | how | s |", "|---|---|---|---|---|", *known]
+    sections[title] = "\n".join(["", *table, "", f"{killed} of {len(suite.mutants)} killed."])
+    body = (f"## {title}\n{section.rstrip()}" for title, section in sections.items())
+    path.write_text("\n\n".join([head.rstrip(), *body]) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=(*SUITES, "all"), default="all", help="which part of bnpass")
     parser.add_argument("--blind", action="store_true", help="take the local check of bnpass away first")
     parser.add_argument("--only", default="", help="mutants whose name contains this")
-    parser.add_argument("--write", action="store_true", help="write tools/mutants/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="bring tools/mutants/RESULTS.md up to date")
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if arguments.only in m.name]
+    suites = list(SUITES.values()) if arguments.suite == "all" else [SUITES[arguments.suite]]
+    if arguments.blind:
+        suites = [suite for suite in suites if suite.blind]
+        if not suites:
+            parser.error(f"the suite {arguments.suite} has no check that could be taken away")
+    verdicts = []
     with tempfile.TemporaryDirectory(prefix="bnpass-mutant-") as name:
         base = snapshot(Path(name))
-        for mutant in (*BLIND, *MUTANTS):  # all replacements are tried before any test is run
-            text = (base / mutant.file).read_text()
-            if text.count(mutant.old) != 1:
-                print(f"mutant '{mutant.name}': its text stands {text.count(mutant.old)} times in {mutant.file}")
-                return 2
-        plain = Path(shutil.copytree(base, Path(name) / "plain"))
-        plant(plain, BLIND if arguments.blind else ())
-        red = [test for paths in STAGES for test in red_without(plain, paths)]
-        print(f"red without any mutant, so left out: {', '.join(red) or 'none'}", flush=True)
-        verdicts = []
-        for mutant in chosen:
-            verdict = judge(mutant, base, red, blind=arguments.blind)
-            verdicts.append(verdict)
-            told = f"{verdict.killer or 'SURVIVED':70} {verdict.seconds:5.1f} s  {mutant.name}  {verdict.why}"
-            print(told, flush=True)
-    if arguments.write:
-        write(verdicts, blind=arguments.blind)
-    print(table(verdicts).rsplit("\n", 1)[-1])
+        if not all(fits(suite, base) for suite in suites):
+            return 2
+        for suite in suites:
+            found = run(suite, base, blind=arguments.blind, only=arguments.only)
+            verdicts += found
+            if arguments.write:
+                write(suite, found, blind=arguments.blind)
+    print(f"{sum(bool(v.killer) for v in verdicts)} of {len(verdicts)} killed.")
     return int(any(not v.killer for v in verdicts))
-
-
-def write(verdicts: list[Verdict], *, blind: bool) -> None:
-    """Replace one section of RESULTS.md."""
-    path = Path(__file__).parent / "RESULTS.md"
-    heading = "## The tests alone (local check taken away)" if blind else "## With bnpass as it is"
-    text = path.read_text() if path.exists() else "# Planted mutants\n\nWritten by `tools/mutants/run.py --write`.\n"
-    sections = re.split(r"(?m)^(?=## )", text)
-    sections = [s.rstrip() for s in sections if not s.startswith(heading)]
-    path.write_text("\n\n".join([*sections, f"{heading}\n\n{table(verdicts)}"]) + "\n")
 
 
 if __name__ == "__main__":
