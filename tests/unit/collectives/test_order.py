@@ -549,6 +549,14 @@ def test_a_body_that_does_not_wait_for_what_is_before_it_is_found() -> None:
     assert "If 'd' wait for AllReduce 'c'" in rejected(model)
 
 
+@pytest.mark.parametrize("name", "wh")
+def test_an_id_of_a_branch_is_found_in_the_other_one_and_behind_the_if(name: str) -> None:
+    model = branch("which = Identity (on)")
+    order(model)
+    node_of(model, name).attributes.add(ir.AttrInt64("collective_id", 1))
+    assert "has id 1, after a collective with id" in rejected(model)
+
+
 def test_subgraphs_of_other_operators_are_refused() -> None:
     model = parsed(f"""g (seq(double[2]) a) => (seq(double[2]) y) {{
         y = SequenceMap <body = b (double[2] s) => (double[2] t) {{ t = {AR} (s) }}> (a)

@@ -144,6 +144,17 @@ def test_counts_that_float_cannot_hold() -> None:
         assert any(c.dtype == F64 and c.shape == (1,) and c[0] == samples for c in constants)
 
 
+def test_only_so_many_floats_are_added_in_float() -> None:
+    """2²⁰ floats along axis 1, then doubles along axis 0; with one more than that, doubles along both."""
+    for length, axes in ((2**20, {(0,), (1,)}), (2**20 + 1, {(0, 1)})):
+        model = sync_batch_norm(Layer((2, 4, 3), axis=2))
+        model.graph.inputs[0].shape = ir.Shape([2, length, 3])
+        model, _ = expanded(model)
+        constants = {n.outputs[0]: n.attributes["value"] for n in model.graph if n.op_type == "Constant"}
+        along = [constants[n.inputs[1]].as_tensor().numpy() for n in model.graph if n.op_type == "ReduceSum"]
+        assert {tuple(numbers.tolist()) for numbers in along} == axes
+
+
 def test_counts_of_open_batches_are_integers_until_they_are_doubles() -> None:
     model, _ = expanded(sync_batch_norm(Layer((2, 3)), open_batch=True))
     size = next(n for n in model.graph if n.op_type == "Size")

@@ -1,0 +1,1 @@
+"""The layers of TensorFlow and Keras against the reference, the function bodies and the expansion."""

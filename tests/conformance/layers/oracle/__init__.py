@@ -1,0 +1,1 @@
+"""The process in which TensorFlow runs: the only files here that import it."""
