@@ -29,8 +29,8 @@ def main() -> int:
     parser.add_argument("--family", action="append", help="one family only; may be given more than once")
     arguments = parser.parse_args()
     how = (
-        "`python tools/bench/collectives.py`: synchronized training batch normalization, written out; whole-model check "
-        "switched off (`--check 0`), the check of each kind of node included; one run each, in one process."
+        "`python tools/bench/collectives.py`: synchronized training batch normalization, written out; whole-model "
+        "check switched off (`--check 0`), the check of each kind of node included; one run each, in one process."
     )
     with measure.scratch(arguments) as folder:
         rows = [_row(arguments, folder, family) for family in arguments.family or FAMILIES]
@@ -58,7 +58,7 @@ def _row(arguments: argparse.Namespace, folder: Path, family: str) -> list[str]:
 
 
 def in_training_mode(model: ir.Model) -> int:
-    """Switch every batch normalization to training mode, its updated statistics outputs of the graph; return how many."""
+    """Switch every batch normalization to training mode, its new statistics outputs of the graph; return how many."""
     nodes = [node for node in model.graph if is_batch_norm(node)]
     for number, node in enumerate(nodes):
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
