@@ -15,7 +15,7 @@ from tests.cli import models
 from tests.cli.command import ROOT, Call, command, python
 from tests.cli.models import written
 
-VERBS = ("fold", "explain", "verify")
+VERBS = ("fold", "expand", "explain", "verify")
 HEAVY = {"onnxruntime", "tensorflow", "onnxscript", "tf2onnx", "tf_keras", "keras", "sklearn", "mpi4py"}
 SAY_MODULES = "import json, sys; print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 
@@ -47,10 +47,13 @@ def test_fold_itself_imports_no_runtime(tmp_path: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert bnpass.__all__ == ["FoldOptions", "FoldResult", "Verification", "__version__", "fold", "verify"]
+    assert bnpass.__all__ == [
+        *("ExpandOptions", "ExpandResult", "FoldOptions", "FoldResult", "Verification", "__version__"),
+        *("expand", "fold", "verify"),
+    ]
 
 
-@pytest.mark.parametrize("name", ["FoldOptions", "FoldResult", "Verification", "fold", "verify"])
+@pytest.mark.parametrize("name", [name for name in bnpass.__all__ if name != "__version__"])
 def test_every_public_name_is_there_in_a_fresh_interpreter(name: str) -> None:
     ran = python("-c", f"import bnpass; assert callable(bnpass.{name}), bnpass.{name}")
     assert ran.code == 0, ran.err

@@ -596,7 +596,7 @@ def test_overridable_operand_of_a_mul_is_refused() -> None:
 
 def test_every_refusal_is_provoked_here() -> None:
     elsewhere = {RefusalId.OVERRIDABLE_INITIALIZER}
-    assert {case.id for case in CASES} | elsewhere == set(RefusalId)
+    assert {case.id for case in CASES} | elsewhere == {refusal for refusal in RefusalId if refusal.code < "BN200"}
 
 
 def test_an_unnamed_node_is_addressed_by_its_first_output() -> None:
@@ -607,7 +607,9 @@ def test_an_unnamed_node_is_addressed_by_its_first_output() -> None:
 
 def test_codes_and_slugs_are_unique_and_in_order() -> None:
     codes = [refusal.code for refusal in RefusalId]
-    assert codes == [f"BN{101 + i}" for i in range(len(codes))]
+    folding = [code for code in codes if code < "BN200"]
+    assert folding == [f"BN{101 + i}" for i in range(len(folding))]
+    assert codes[len(folding) :] == [f"BN{201 + i}" for i in range(len(codes) - len(folding))]
     assert len({refusal.slug for refusal in RefusalId}) == len(codes)
 
 
