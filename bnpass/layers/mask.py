@@ -9,7 +9,8 @@ Every position is normalized, so the gradient has sums over all of them (k is wh
     S1 = Σ dY      S2 = Σ dY·x̂      dX = s·k·(dY − w/D·(S1 + (x̂ − s·mean·η/D)·S2))
 
 The term with η is there because Σ w·(x − mean) = η·mean does not vanish. With a group, W, the sums of the forward
-pass and S1, S2 are those of all its replicas. All arithmetic is in double.
+pass and S1, S2 are those of all its replicas. Where 1/D is 0, or an element is not selected, the term with S1 and S2
+is left out, so that a NaN elsewhere does not enter as 0·NaN. All arithmetic is in double.
 """
 
 from collections.abc import Callable, Sequence
@@ -156,9 +157,14 @@ def gradient(
         lost = f64(op, "Mul", f64(op, "Mul", saved.inv_std, saved.mean), f64(op, "Mul", saved.share, number(op, eta)))
         S1 = f64(op, "Sub", S1, f64(op, "Mul", lost, S2))
     through = f64(op, "Add", way.along(op, S1), f64(op, "Mul", x_hat, way.along(op, S2)))
-    part = f64(op, "Mul", saved.weights, way.along(op, saved.share))
+    share = way.along(op, saved.share)
+    felt = op("Greater", share, number(op, 0.0), name="felt")
+    if eta:
+        felt = op("And", felt, op.cast(saved.weights, ir.DataType.BOOL), name="felt")
+    spread = f64(op, "Mul", f64(op, "Mul", saved.weights, share), through)
+    spread = typed(op("Where", felt, spread, number(op, 0.0), name="through_statistics"), DOUBLE)
     factor = f64(op, "Mul", saved.inv_std, saved.scale, name="factor")
-    dx = f64(op, "Mul", f64(op, "Sub", dy, f64(op, "Mul", part, through)), way.along(op, factor), name="dx")
+    dx = f64(op, "Mul", f64(op, "Sub", dy, spread), way.along(op, factor), name="dx")
     return typed(dx, DOUBLE, saved.x.shape), dscale, dB
 
 

@@ -49,6 +49,7 @@ class Forward:
         adjustments: (a, c) of each replica, canonical.
         shares: What each element weighs in the statistics, w/W, canonical; None for constants.
         lost: η/(W + η), [G, C]: what the weights lack to sum up to 1, in Keras 3's masked form.
+        selects: Elements without a share are never looked at; else they take part with 0·NaN = NaN.
     """
 
     ys: list[Array]
@@ -62,6 +63,7 @@ class Forward:
     adjustments: list[Pair] = field(repr=False)
     shares: list[Array] | None = field(repr=False)
     lost: Array = field(repr=False)
+    selects: bool
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,11 @@ def forward(
     if not from_batch:
         mean, inv_std = state.running_mean[None], 1 / np.sqrt(state.running_var[None] + layer.epsilon)
         ys = _outputs(forms, parts, mean, inv_std, one, zero, plain, state)
-        return Forward(ys, state, mean, inv_std, 0.0, one, zero, forms, plain, None, 0 * mean)
+        return Forward(ys, state, mean, inv_std, 0.0, one, zero, forms, plain, None, 0 * mean, True)
 
     weights = _weights(layer, forms, masks)
-    if masks is not None and layer.mask_rule == "select":  # what is masked out is never looked at
+    selects = masks is not None and layer.mask_rule == "select"
+    if selects:
         seen = [np.where(w == 0, 0, part) for part, w in zip(parts, weights, strict=True)]
         mean, var, shares, lost = _statistics(seen, weights, KERAS3_ETA)
     else:
@@ -147,7 +150,7 @@ def forward(
         after = _updated(layer, after, mean, var, count)
     if count and layer.renorm is not None and layer.updates_renorm(training):
         after = _renorm_updated(layer, layer.renorm, after, mean, var)
-    return Forward(ys, after, mean, inv_std, count, r, d, forms, adjusted, shares, lost)
+    return Forward(ys, after, mean, inv_std, count, r, d, forms, adjusted, shares, lost, selects)
 
 
 def backward(result: Forward, xs: Sequence[Array], dys: Sequence[Array]) -> Backward:
@@ -174,7 +177,10 @@ def backward(result: Forward, xs: Sequence[Array], dys: Sequence[Array]) -> Back
     inv_std, lost = result.inv_std[:, None], (result.inv_std * result.mean * result.lost)[:, None]
     shares = result.shares or [np.zeros(())] * len(grads)  # constants have no gradient
     for form, g, x_hat, share in zip(result.forms, grads, normal, shares, strict=True):
-        found.dxs.append(form.unpack(inv_std * (g - share * (sum_g + (x_hat - lost) * sum_gx))))
+        through = share * (sum_g + (x_hat - lost) * sum_gx)
+        if result.selects:
+            through = np.where(share == 0, 0, through)
+        found.dxs.append(form.unpack(inv_std * (g - through)))
     return found
 
 

@@ -96,6 +96,10 @@ class Approx:
         """Return the minimum with a bound."""
         return -((-self).at_least(-self._other(bound)))
 
+    def where(self, chosen: Array) -> "Approx":
+        """Return these numbers where they are chosen, and exact zeros elsewhere."""
+        return Approx(np.where(chosen, self.value, 0.0), np.where(chosen, self.error, 0.0), self.unit)
+
     def sum(self, axes: tuple[int, ...]) -> "Approx":
         """Return the sum over some axes."""
         terms = int(np.prod([self.value.shape[a] for a in axes]))

@@ -141,6 +141,8 @@ class Pass:
             (c * d_var[:, None] * 2.0 + d_mean[:, None]) * w / whole[:, None]
             for c, w in zip(centred, self._weights, strict=True)
         ]
+        if self._eta:  # the gradient of Keras 3's where: nothing, even beside a NaN
+            through = [t.where(w != 0) for t, w in zip(through, self._weights, strict=True)]
         return [d + t for d, t in zip(direct, through, strict=True)]
 
 
