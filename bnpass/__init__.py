@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bnpass.api.fold import FoldResult, fold
     from bnpass.expansion.options import ExpandOptions
     from bnpass.folding.options import FoldOptions
+    from bnpass.runtime.library import get_library_path, register
     from bnpass.verification import Verification, verify
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "__version__",
     "expand",
     "fold",
+    "get_library_path",
+    "register",
     "verify",
 ]
 
@@ -37,6 +40,8 @@ _HOMES = {
     "Verification": "bnpass.verification",
     "expand": "bnpass.api.expand",
     "fold": "bnpass.api.fold",
+    "get_library_path": "bnpass.runtime.library",
+    "register": "bnpass.runtime.library",
     "verify": "bnpass.verification",
 }
 

@@ -1,0 +1,1 @@
+"""The kernels in ONNX Runtime, against the reference, the bodies and frameworks."""
