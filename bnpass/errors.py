@@ -45,6 +45,10 @@ class UnsafeModelError(ModelError):
     """The model reaches outside its folder, or lies about its data."""
 
 
+class CollectiveError(BnpassError):
+    """Replicas could not add up what they have: one failed, was late, or asked for something else than the others."""
+
+
 class VerificationError(BnpassError):
     """Two models that should agree do not."""
 

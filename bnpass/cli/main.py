@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from bnpass import __version__
-from bnpass.cli import expand, explain, fold, verify
+from bnpass.cli import doctor, expand, explain, fold, verify
 from bnpass.errors import BnpassError, ExitCode
 
 _COLLECT_AFTER = 200_000
@@ -17,7 +17,7 @@ _COLLECT_AFTER = 200_000
 _EPILOG = """\
 exit codes:
   0   done, and checked unless that was switched off
-  1   two models that should agree do not
+  1   two models that should agree do not, or something installed does not work
   2   the call cannot be carried out: it is wrong, or needs a package that is not installed
   3   the model is refused: invalid or unsafe
   4   a file cannot be read or written, or exists already
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bnpass {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (fold, expand, explain, verify):
+    for verb in (fold, expand, explain, verify, doctor):
         verb.add_to(verbs)
     return parser
 

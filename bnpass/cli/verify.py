@@ -1,10 +1,10 @@
-"""``bnpass verify A B``: compare two models numerically."""
+"""``bnpass verify A B``: compare two models numerically; ``verify MODEL``: the kernels and replicas of one."""
 
 import argparse
 import json
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from bnpass.cli.transform import add_trust, count
@@ -14,18 +14,31 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bnpass.verification import Verification
+
 
 def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add this verb to the command line."""
     parser = verbs.add_parser(
         "verify",
-        help="compare two models numerically",
+        usage="bnpass verify A B [--kernels] [options]\n"
+        "       bnpass verify MODEL [--kernels] [--replicas N] [options]",
+        help="compare two models numerically, or the kernels and replicas of one",
         description="Run two models in ONNX Runtime, optimizations off, and compare their outputs: the second may be "
         "at most twice as far from a float64 evaluation of the first as the first is itself, plus what one unit in the "
-        "last place of the weights is worth.",
+        "last place of the weights is worth. With one model, hold the kernels of its bnpass operators against their "
+        "bodies and their definition, and several replicas against one. Batch normalization in training mode is then "
+        "turned into bnpass operators first.",
     )
-    parser.add_argument("original", metavar="A", type=Path, help="the original")
-    parser.add_argument("new", metavar="B", type=Path, help="the model to judge")
+    parser.add_argument("original", metavar="A", type=Path, help="the original, or the one model")
+    parser.add_argument("new", metavar="B", type=Path, nargs="?", help="the model to judge")
+    parser.add_argument(
+        "--kernels", action="store_true", help="run the bnpass operators by the kernels, and not by their bodies"
+    )
+    parser.add_argument(
+        "--replicas", metavar="N", type=_several,
+        help="start N replicas of one model as processes of MPI, and compare them with one replica on the whole batch",
+    )  # fmt: skip
     parser.add_argument("--draws", metavar="N", type=_positive, default=3, help="sets of random inputs (default 3)")
     parser.add_argument("--seed", type=count, default=0, help="seed of the first draw (default 0)")
     parser.add_argument(
@@ -40,29 +53,20 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--rtol", type=float, help="tolerance relative to the largest element, in place of the bound")
     add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
-    from bnpass.model_io import load
-    from bnpass.verification import Status, verify  # --help must stay instant
+    if arguments.new is None and not arguments.kernels and arguments.replicas is None:
+        arguments.refuse("the following arguments are required: B (or --kernels or --replicas N for one model)")
+    if arguments.new is not None and arguments.replicas is not None:
+        raise UsageError("--replicas takes one model: leave B out")
+    if arguments.new is None and (arguments.atol is not None or arguments.rtol is not None):
+        raise UsageError("--atol and --rtol are for two models: kernels and replicas are held against a bound")
+    found = _one_model(arguments) if arguments.new is None else _two_models(arguments)
+    from bnpass.verification import Status
 
-    original, new = (
-        load(path, trust_external_data=True) if arguments.trust_external_data else path
-        for path in (arguments.original, arguments.new)
-    )
-    found = verify(
-        original,
-        new,
-        draws=arguments.draws,
-        seed=arguments.seed,
-        shapes=dict(arguments.shape),
-        data=_data(arguments.data),
-        provider=arguments.provider,
-        atol=arguments.atol,
-        rtol=arguments.rtol,
-    )
     if arguments.json:
         print(json.dumps(found.to_json(), indent=2, allow_nan=False))
     elif found.status is not Status.NOT_RUN:
@@ -70,6 +74,51 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     if found.status is Status.NOT_RUN:
         raise UsageError(found.failure)
     return ExitCode.DONE if found.ok else ExitCode.MISMATCH
+
+
+def _two_models(arguments: argparse.Namespace) -> "Verification":
+    from bnpass.model_io import load
+    from bnpass.verification import verify  # --help must stay instant
+
+    original, new = (
+        load(path, trust_external_data=True) if arguments.trust_external_data else path
+        for path in (arguments.original, arguments.new)
+    )
+    tolerances = {"atol": arguments.atol, "rtol": arguments.rtol}
+    return verify(original, new, kernels=arguments.kernels, **tolerances, **_how(arguments))
+
+
+def _one_model(arguments: argparse.Namespace) -> "Verification":
+    from bnpass.api.kernels import as_operators
+    from bnpass.model_io import load
+    from bnpass.verification import Status
+    from bnpass.verification.kernels import verify_kernels
+    from bnpass.verification.mpi_replicas import verify_replicas  # --help must stay instant
+
+    given = load(arguments.original, trust_external_data=arguments.trust_external_data)
+    model, note = as_operators(given, group="world" if arguments.replicas else "")
+    how = {"truth": given, **_how(arguments)}
+    found = [verify_kernels(model, **how)] if arguments.kernels else []
+    if arguments.replicas is not None and not any(one.status is Status.NOT_RUN for one in found):
+        found.append(verify_replicas(model, arguments.replicas, **how))
+    return found[0].with_more(found[1:], note)
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what all ways to verify share."""
+    return {
+        "draws": arguments.draws,
+        "seed": arguments.seed,
+        "shapes": dict(arguments.shape),
+        "data": _data(arguments.data),
+        "provider": arguments.provider,
+    }
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 2 on")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -1,12 +1,13 @@
 """Where the kernel library is, and its registration with ONNX Runtime."""
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bnpass.errors import MissingDependencyError, UsageError
+from bnpass.runtime.elf import fault_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,10 +55,8 @@ def get_library_path(library: Library = "cpu") -> str:
 def _candidates(name: str) -> list[Path]:
     """Return where the library may lie: beside this file, or, if bnpass is installed as editable, where pip put it."""
     found = [Path(__file__).parent / "lib" / name]
-    try:
+    with suppress(PackageNotFoundError):  # which is so in a checkout
         found.append(Path(str(distribution("bnpass").locate_file(f"bnpass/runtime/lib/{name}"))))
-    except PackageNotFoundError:  # run from a checkout
-        pass
     return found
 
 
@@ -83,6 +82,8 @@ def register(
 
     if options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL:
         raise UsageError("ORT_PARALLEL would let replicas meet collectives in different orders; use ORT_SEQUENTIAL")
+    if group is not None and group.library != library:
+        raise UsageError(f"these groups belong to the library '{group.library}', not to '{library}'")
     path = get_library_path(library)
     wanted = f"{path} {id(group) if group is not None else 0}"
     registered = _registered(options)
@@ -90,6 +91,8 @@ def register(
         return options
     if registered:
         raise UsageError("these options have the kernels of another library or group already; make new options")
+    if fault := fault_of(Path(path)):
+        raise MissingDependencyError(f"{path} cannot be loaded: {fault}; install bnpass again")
     with group.in_use() if group is not None else nullcontext():
         try:
             options.register_custom_ops_library(path)

@@ -17,16 +17,21 @@ import numpy as np
 
 from bnpass.verification.windows import Array
 
-__all__ = ["Judgement", "judge", "judge_within"]
+__all__ = ["EPSILON", "SHIFT", "Judgement", "judge", "judge_against", "judge_within"]
 
 # Both the old output and the new one are one correct rounding away from the reference at best.
-_EPSILON = {
+EPSILON = {
     np.dtype(np.float16): 2.0**-10,
     np.dtype(ml_dtypes.bfloat16): 2.0**-7,
     np.dtype(np.float32): 2.0**-23,
     np.dtype(np.float64): 2.0**-52,
 }
+"""One unit in the last place of 1."""
 _NO_REFERENCE_FACTOR = 4.0
+# A node that stands alone computes in double, on inputs that are exact: so many roundings.
+_DOUBLE_ROUNDINGS = 64 * 2.0**-53
+SHIFT = 2.0**-40
+"""By how much, relatively, inputs are moved to learn what a rounding of theirs would be worth."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Judgement:
         """The error relative to the largest reference element."""
         return self.error / self.scale if self.scale else (0.0 if self.error == 0 else inf)
 
+    @classmethod
+    def rejected(cls, reason: str) -> "Judgement":
+        """Return the judgement on what cannot be held against a bound."""
+        return cls(False, inf, 0.0, 0.0, 0.0, inf, 0.0, -inf, reason)
+
 
 def _max(array: Array) -> float:
     return float(array.max()) if array.size else 0.0
@@ -71,10 +81,6 @@ def _snr_db(signal: Array, noise: Array) -> float:
     if disturbance == 0:
         return inf
     return 10 * log10(power / disturbance) if power > 0 else -inf
-
-
-def _rejected(reason: str) -> Judgement:
-    return Judgement(False, inf, 0.0, 0.0, 0.0, inf, 0.0, -inf, reason)
 
 
 def _pattern_difference(old: Array, new: Array) -> str:
@@ -92,19 +98,21 @@ def _pattern_difference(old: Array, new: Array) -> str:
 def _comparable(old: Array, new: Array) -> Judgement | None:
     """Judge what needs no arithmetic: shape, type, exact kinds, NaN and infinities."""
     if old.shape != new.shape:
-        return _rejected(f"shape {new.shape} instead of {old.shape}")
+        return Judgement.rejected(f"shape {new.shape} instead of {old.shape}")
     if old.dtype != new.dtype:
-        return _rejected(f"type {new.dtype} instead of {old.dtype}")
-    if old.dtype not in _EPSILON:
+        return Judgement.rejected(f"type {new.dtype} instead of {old.dtype}")
+    if old.dtype not in EPSILON:
         wrong = int((old != new).sum())
         if wrong:
-            return _rejected(f"{wrong} of {old.size} elements of type {old.dtype} differ")
+            return Judgement.rejected(f"{wrong} of {old.size} elements of type {old.dtype} differ")
         return Judgement(True, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, inf)
     pattern = _pattern_difference(old.astype(np.float64), new.astype(np.float64))
-    return _rejected(pattern) if pattern else None
+    return Judgement.rejected(pattern) if pattern else None
 
 
-def judge(old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] = ()) -> Judgement:
+def judge(
+    old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] = (), *, rounding: float = 0.0
+) -> Judgement:
     """Hold one new output against the bound.
 
     Args:
@@ -112,6 +120,7 @@ def judge(old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] 
         new: Output of the new model.
         ref: Float64 evaluation of the original, if there is one.
         perturbed: Outputs of the original with weights moved by one ULP.
+        rounding: What else is rounded, in units in the last place of 1: magnitudes of parts that `new` is a sum of.
 
     Returns:
         The judgement.
@@ -127,11 +136,11 @@ def judge(old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] 
     early = _comparable(old, new)
     if early is not None:
         return early
-    epsilon = _EPSILON[old.dtype]
+    epsilon = EPSILON[old.dtype]
     before, after = old.astype(np.float64), new.astype(np.float64)
     truth = before if ref is None else np.asarray(ref, dtype=np.float64)
     if truth.shape != before.shape:
-        return _rejected(f"the float64 evaluation has shape {truth.shape} instead of {before.shape}")
+        return Judgement.rejected(f"the float64 evaluation has shape {truth.shape} instead of {before.shape}")
     finite = np.isfinite(before) & np.isfinite(truth)
     before, after, truth = before[finite], after[finite], truth[finite]
     scale = _max(np.abs(truth))
@@ -140,7 +149,7 @@ def judge(old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] 
         for other in perturbed
         if other.shape == old.shape
     ]
-    slack = max(map(_max, moved), default=0.0) + epsilon * scale
+    slack = max(map(_max, moved), default=0.0) + epsilon * (scale + rounding)
     error, error_original = _max(np.abs(after - truth)), _max(np.abs(before - truth))
     allowed = _NO_REFERENCE_FACTOR * slack if ref is None else 2 * error_original + slack
     ok = error <= allowed
@@ -173,3 +182,37 @@ def judge_within(old: Array, new: Array, *, atol: float, rtol: float) -> Judgeme
     ok = isfinite(error) and error <= allowed
     reason = "" if ok else f"error {error:.3g} where {allowed:.3g} is allowed"
     return Judgement(ok, error, 0.0, 0.0, allowed, error, scale, _snr_db(before, after - before), reason)
+
+
+def judge_against(truth: Array, found: Array, shifted: Sequence[Array]) -> Judgement:
+    """Hold what one node gives against its definition, on the same inputs.
+
+    Args:
+        truth: The definition's result in float64, or an exact type.
+        found: What was found; its type is the type of the output.
+        shifted: The definition's results on inputs moved by ``SHIFT``, up or down at random.
+
+    Returns:
+        The judgement. Allowed are 64 roundings of inputs and results in double, and one unit in the last place of the
+        type of the output.
+
+    Example:
+        >>> judge_against(np.float64([1, 2]), np.float32([1, 2]), []).ok
+        True
+
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = truth.astype(found.dtype)
+    early = _comparable(rounded, found)
+    if early is not None:
+        return early
+    finite = np.isfinite(rounded.astype(np.float64)) & np.isfinite(truth)
+    after, exact = found.astype(np.float64)[finite], truth[finite]
+    scale = _max(np.abs(exact))
+    moved = [np.abs(np.nan_to_num(other[finite] - exact, nan=0.0, posinf=0.0, neginf=0.0)) for other in shifted]
+    condition = max(map(_max, moved), default=0.0) / SHIFT
+    slack = _DOUBLE_ROUNDINGS * (condition + scale) + EPSILON[found.dtype] * scale
+    error = _max(np.abs(after - exact))
+    ok = error <= slack
+    reason = "" if ok else f"error {error:.3g} where {slack:.3g} is allowed"
+    return Judgement(ok, error, 0.0, slack, slack, error, scale, _snr_db(exact, after - exact), reason)

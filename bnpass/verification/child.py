@@ -30,8 +30,17 @@ def _providers(name: str) -> list[Any]:
     return ["CPUExecutionProvider"]
 
 
-def _session(ort: Runtime, path: str, provider: str) -> Session:
+class _NoLibraryError(Exception):
+    """The kernel library cannot be loaded."""
+
+
+def _session(ort: Runtime, path: str, provider: str, library: str | None) -> Session:
     options = ort.SessionOptions()
+    if library is not None:
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # the runtime's own exception types are not public
+            raise _NoLibraryError(str(error)) from error
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = ort.InferenceSession(path, options, providers=_providers(provider))
@@ -79,10 +88,13 @@ def _run_draw(session: Session, job: JsonObject, model: str, draw: int, candidat
 
 def _work(ort: Runtime, job: JsonObject, events: TextIO) -> None:
     chosen: dict[int, int] = {}
-    for number, (model, path) in enumerate(job["models"]):
+    for number, (model, path, library) in enumerate(job["models"]):
         _announce(events, event="load", model=model)
         try:
-            session = _session(ort, path, job["provider"])
+            session = _session(ort, path, job["provider"], library)
+        except _NoLibraryError as error:
+            _announce(events, event="no-library", library=library, message=str(error))
+            return
         except Exception as error:  # noqa: BLE001  # as above
             _announce(events, event="unloadable", model=model, message=str(error))
             if number == 0:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from bnpass.verification.constant_op import Constant
+from bnpass.verification.definition_ops import DEFINITION_OPS
 from bnpass.verification.float64_ops import FLOAT64_OPS
 from bnpass.verification.memory import available_bytes
 from bnpass.verification.retype import NARROW_FLOATS, cast_array, retype
@@ -81,6 +82,7 @@ class _Evaluator(ReferenceEvaluator):  # values are arrays, lists or None: Any, 
     budget: ClassVar[Budget]
     spent: ClassVar[float]
     deadline: ClassVar[float]
+    operators: ClassVar[list[Any]] = [Constant, *FLOAT64_OPS]
 
     def __init__(  # the signature of the class it stands in for
         self,
@@ -91,7 +93,7 @@ class _Evaluator(ReferenceEvaluator):  # values are arrays, lists or None: Any, 
         new_ops: list[Any] | None = None,  # noqa: ARG002  # always ours
         check_shape_annotations: bool = False,
     ) -> None:
-        super().__init__(proto, opsets, functions, verbose, [Constant, *FLOAT64_OPS], check_shape_annotations)
+        super().__init__(proto, opsets, functions, verbose, self.operators, check_shape_annotations)
 
     def run(
         self,
@@ -115,6 +117,7 @@ class _Evaluator(ReferenceEvaluator):  # values are arrays, lists or None: Any, 
                 extra["linked_attributes"] = attributes
             outputs = node.run(*inputs, **extra)
             results.update(zip(node.output, outputs, strict=False))
+            results[""] = None  # an output that is left out is no input of another node
             live += self._charge(node.op_type, inputs, outputs, live)
             for name in frees.get(position, ()):
                 live -= getattr(results.pop(name, None), "nbytes", 0)
@@ -160,6 +163,8 @@ class Float64Model:
 
     Args:
         model: The model; it is not changed.
+        by_definition: Whether the operators of bnpass are evaluated from their definition, as one replica, and not by
+            their bodies, which the model then does without.
 
     Raises:
         NoFloat64Error: An operator has no float64 evaluation.
@@ -174,7 +179,7 @@ class Float64Model:
 
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, by_definition: bool = False) -> None:
         clone = model.clone()
         retype(clone, NARROW_FLOATS, ir.DataType.DOUBLE)
         scopes: list[ir.Graph | ir.Function] = [clone.graph, *clone.functions.values()]
@@ -197,6 +202,7 @@ class Float64Model:
             budget = Budget()
             spent = 0.0
             deadline = float("inf")
+            operators: ClassVar[list[Any]] = [*_Evaluator.operators, *(DEFINITION_OPS if by_definition else ())]
 
         self._evaluator_class = ModelEvaluator
         try:

@@ -78,6 +78,7 @@ def make_draws(
     seed: int,
     shapes: Mapping[str, Sequence[int]],
     data: Mapping[str, Array],
+    batch: int | None = None,
 ) -> tuple[tuple[Draw, ...], ...]:
     """Make the inputs of every draw.
 
@@ -87,6 +88,7 @@ def make_draws(
         seed: The first draw's seed.
         shapes: Shapes that the user gave.
         data: Arrays that the user gave.
+        batch: Length of an open batch, in place of 1 and 2.
 
     Returns:
         Per draw, candidates in the order in which they are to be tried.
@@ -102,7 +104,7 @@ def make_draws(
     if values and len(given) == len(values):
         draws = 1
     plans = [_Plan(value, fixed) for value in values]
-    return tuple(_candidates(plans, fixed, given, seed, draw) for draw in range(draws))
+    return tuple(_candidates(plans, fixed, given, seed, draw, batch) for draw in range(draws))
 
 
 def _check_names(values: Sequence[ir.Value], *mappings: Mapping[str, object]) -> None:
@@ -215,10 +217,11 @@ def _candidates(
     given: Mapping[str, Array],
     seed: int,
     draw: int,
+    batch: int | None,
 ) -> tuple[Draw, ...]:
-    batch = _BATCHES[draw % len(_BATCHES)]
+    batches = (_BATCHES[draw % len(_BATCHES)], 1) if batch is None else (batch,)
     tried: dict[tuple[tuple[int, ...], ...], None] = {}
-    for number in dict.fromkeys((batch, 1)):
+    for number in dict.fromkeys(batches):
         for sizes in _SIZES:
             bound: dict[str, int] = {}
             for plan in plans:

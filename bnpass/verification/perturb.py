@@ -71,7 +71,7 @@ def move_one_ulp(array: Array, rng: np.random.Generator) -> Array:
         (True, 0.0)
 
     """
-    bits = np.ascontiguousarray(array).view(_BITS[array.dtype])
+    bits = np.ascontiguousarray(array).reshape(array.shape).view(_BITS[array.dtype])  # a scalar stays one
     up = rng.integers(0, 2, array.shape, dtype=np.int8).astype(bool)
     moved: Array = np.where(up, bits + 1, bits - 1).astype(bits.dtype).view(array.dtype)
     with np.errstate(invalid="ignore"):

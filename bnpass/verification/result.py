@@ -1,7 +1,7 @@
 """What a verification found: a value that prints as a table and converts to JSON."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import ceil, inf, isfinite, log10
 from typing import Any
@@ -10,7 +10,7 @@ from bnpass.errors import VerificationError
 from bnpass.verification.bound import Judgement
 from bnpass.verification.compare_points import NotCompared
 
-__all__ = ["OutputComparison", "Status", "Verification"]
+__all__ = ["OutputComparison", "PartCheck", "Status", "Verification"]
 
 
 class Status(Enum):
@@ -91,8 +91,42 @@ def _rounded_up(value: float) -> float:
 
 
 @dataclass(frozen=True)
+class PartCheck:
+    """One check of a part of a model, or of replicas; the figures are those of the worst value and draw.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it was accepted.
+        largest: The largest error, over what is allowed; infinite where there is no such number.
+        value: The value that it was found in.
+        draw: The draw that it was found in.
+        reason: Why it was not accepted.
+
+    """
+
+    name: str
+    ok: bool
+    largest: float
+    value: str
+    draw: int
+    reason: str = ""
+
+    @classmethod
+    def worst(cls, name: str, judgements: Iterable[tuple[str, int, Judgement]]) -> "PartCheck":
+        """Summarize what was judged, each with the name of the value and the draw."""
+        value, draw, judgement = max(judgements, key=lambda judged: _badness(judged[2]))
+        return cls(name, judgement.ok, _badness(judgement)[1], value, draw, judgement.reason)
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"ok  {self.name}: largest error {self.largest:.2g} of what is allowed ('{self.value}')"
+        where = f"'{self.value}': " if self.value else ""
+        return f"NO  {self.name}: {where}{self.reason} (draw {self.draw})"
+
+
+@dataclass(frozen=True)
 class Verification:
-    """The result of comparing two models.
+    """The result of comparing two models, or one model run in several ways.
 
     Attributes:
         status: Whether they agree, differ, or could not be compared.
@@ -104,6 +138,7 @@ class Verification:
         not_compared: Outputs left out, with reasons.
         failure: Why the models differ as a whole or could not be run; empty otherwise.
         notes: What a reader should know besides.
+        checks: Checks of parts and of replicas, where one model is run in several ways.
 
     """
 
@@ -116,6 +151,7 @@ class Verification:
     not_compared: tuple[NotCompared, ...] = ()
     failure: str = ""
     notes: tuple[str, ...] = ()
+    checks: tuple[PartCheck, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -126,6 +162,24 @@ class Verification:
     def tolerance_that_would_pass(self) -> float:
         """The `atol` (with `rtol` 0) that would have accepted every output; infinite if none would."""
         return max((output.atol_that_would_pass for output in self.outputs), default=inf)
+
+    def with_more(self, others: Iterable["Verification"], note: str = "") -> "Verification":
+        """Return this result and others of the same model as one; a note of one's own comes first."""
+        every = [self, *others]
+        status = max((one.status for one in every), key=(Status.AGREE, Status.MISMATCH, Status.NOT_RUN).index)
+        checks = []
+        for position, one in enumerate(every):
+            before = sum(len(other.sizes) for other in every[:position])
+            checks += [replace(check, draw=check.draw + before) for check in one.checks]
+        return replace(
+            self,
+            status=status,
+            draws=sum(one.draws for one in every),
+            failure="; ".join(one.failure for one in every if one.failure),
+            sizes=tuple(size for one in every for size in one.sizes),
+            checks=tuple(checks),
+            notes=tuple(dict.fromkeys(filter(None, (note, *(text for one in every for text in one.notes))))),
+        )
 
     def to_text(self) -> str:
         """Return a table for people.
@@ -139,12 +193,13 @@ class Verification:
         if self.failure:
             lines.append(self.failure)
         lines += [f"  draw {number}  {sizes}" for number, sizes in enumerate(self.sizes)]
+        lines += [f"  {check}" for check in self.checks]
         if self.outputs:
             lines += _table(self.outputs)
         lines += [f"  {output.name}: {output.reason} (draw {output.draw})" for output in self.outputs if not output.ok]
         lines += [f"  not compared: {item.name}: {item.reason}" for item in self.not_compared]
         lines += [f"  note: {note}" for note in self.notes]
-        if self.status is Status.MISMATCH and isfinite(self.tolerance_that_would_pass):
+        if self.status is Status.MISMATCH and not self.checks and isfinite(self.tolerance_that_would_pass):
             lines.append(f"  --atol {self.tolerance_that_would_pass:.3g} would have passed")
         return "\n".join(lines)
 
@@ -164,6 +219,7 @@ class Verification:
             "sizes": list(self.sizes),
             "reference": self.reference,
             "outputs": [{key: _plain(value) for key, value in vars(output).items()} for output in self.outputs],
+            "checks": [{key: _plain(value) for key, value in vars(check).items()} for check in self.checks],
             "not_compared": [vars(item) for item in self.not_compared],
             "tolerance_that_would_pass": _plain(self.tolerance_that_would_pass),
             "notes": list(self.notes),
@@ -178,7 +234,8 @@ class Verification:
         """
         if self.ok:
             return
-        wrong = [f"{output.name}: {output.reason}" for output in self.outputs if not output.ok]
+        wrong = [f"{check.name}: {check.reason}" for check in self.checks if not check.ok]
+        wrong += [f"{output.name}: {output.reason}" for output in self.outputs if not output.ok]
         error = VerificationError(self.failure or f"The models differ: {'; '.join(wrong)}")
         error.add_note(f"seed {self.seed}; sizes: {'; '.join(self.sizes) or 'none'}")
         raise error

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from bnpass.errors import MissingDependencyError, UsageError
+from bnpass.runtime.elf import fault_of
 from bnpass.verification.windows import Array
 
-__all__ = ["ORIGINAL", "Outcome", "run_models"]
+__all__ = ["ORIGINAL", "Outcome", "read_events", "run_models", "shortened", "write_inputs"]
 
 ORIGINAL = "original"
 
@@ -77,6 +78,8 @@ def run_models(
     folder: Path,
     provider: str,
     timeout_s: float,
+    library: str | None = None,
+    with_kernels: Container[str] = (),
 ) -> Outcome:
     """Run every model on every draw.
 
@@ -87,19 +90,23 @@ def run_models(
         folder: Where files may be written.
         provider: ``"cpu"`` or ``"cuda"``.
         timeout_s: After so many seconds the child is stopped.
+        library: The kernel library.
+        with_kernels: Names of the models that are run with it; the others are run without.
 
     Returns:
         What was done.
 
     Raises:
-        MissingDependencyError: ONNX Runtime is not installed, or not for this provider.
+        MissingDependencyError: ONNX Runtime is not installed, or not for this provider; or cannot load the library.
         UsageError: ONNX Runtime is installed but cannot be imported.
 
     """
+    if library is not None and (fault := fault_of(Path(library))):
+        raise MissingDependencyError(f"{library} cannot be loaded: {fault}")
     events, request, log = folder / "events.jsonl", folder / "request.json", folder / "stderr.txt"
     events.touch()
     job = {
-        "models": [(name, str(path.resolve())) for name, path in models],
+        "models": [(name, str(path.resolve()), library if name in with_kernels else None) for name, path in models],
         "inputs": list(inputs),
         "draws": [[str(path) for path in candidates] for candidates in draws],
         "folder": str(folder),
@@ -128,7 +135,8 @@ def _wait(command: list[str], folder: Path, stderr: int, timeout_s: float) -> in
             child.wait()
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events that a process has written, one JSON object per line."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -141,7 +149,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, code: int | None, timeout_s: float, log: Path) -> Outcome:
-    events = _events(path)
+    events = read_events(path)
     files: dict[tuple[str, int], tuple[Path, tuple[str, ...]]] = {}
     others: dict[tuple[str, int], tuple[int, ...]] = {}
     failures: dict[tuple[str, int | None], str] = {}
@@ -158,7 +166,7 @@ def _read(path: Path, code: int | None, timeout_s: float, log: Path) -> Outcome:
             if event["model"] == ORIGINAL:
                 candidates[event["draw"]] = event["candidate"]
         elif kind in ("failed", "unloadable"):
-            failures[event["model"], event.get("draw")] = _shortened(event["message"])
+            failures[event["model"], event.get("draw")] = shortened(event["message"])
         elif kind == "end":
             version = event["version"]
     crash, model = "", ""
@@ -178,11 +186,14 @@ def _raise_if_unusable(kind: str, event: dict[str, Any]) -> None:
             "The installed ONNX Runtime has no CUDA provider (it has: "
             f'{", ".join(event["available"])}): pip install "bnpass[gpu]" in place of the CPU package'
         )
+    if kind == "no-library":
+        raise MissingDependencyError(f"ONNX Runtime cannot load {event['library']}: {shortened(event['message'])}")
     if kind == "unimportable":
-        raise UsageError(f"ONNX Runtime is installed but cannot be imported: {_shortened(event['message'])}")
+        raise UsageError(f"ONNX Runtime is installed but cannot be imported: {shortened(event['message'])}")
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
+    """Return a message on one line, and not a long one."""
     text = " ".join(message.split())
     return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
 
@@ -207,5 +218,5 @@ def _crash(events: list[dict[str, Any]], code: int | None, timeout_s: float, log
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
         return f"ONNX Runtime crashed with {name}{hint}, {doing}", model
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    detail = f": {_shortened(lines[-1])}" if lines else ""
+    detail = f": {shortened(lines[-1])}" if lines else ""
     return f"The process running ONNX Runtime exited with {code}, {doing}{detail}", model

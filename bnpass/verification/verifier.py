@@ -10,36 +10,30 @@ A model that ONNX Runtime cannot load at all (float64 convolutions, opsets befor
 instead, new and old alike; the result says so.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import UsageError
 from bnpass.model_io import ModelLike, load
+from bnpass.runtime import get_library_path
+from bnpass.runtime.library import Library
 from bnpass.verification.bound import Judgement, judge, judge_within
 from bnpass.verification.compare_points import ComparePoints, NotCompared, compare_points
 from bnpass.verification.float64 import Float64Model, NoFloat64Error
 from bnpass.verification.inputs import Draw, make_draws, model_inputs
-from bnpass.verification.perturb import perturbed
+from bnpass.verification.prepared import NEW, PreparedModels, write_draws
 from bnpass.verification.result import OutputComparison, Status, Verification
-from bnpass.verification.retype import cast_array, retype, uses_type
-from bnpass.verification.runner import ORIGINAL, Outcome, run_models, write_inputs
+from bnpass.verification.runner import ORIGINAL, Outcome, run_models
 from bnpass.verification.windows import Array
 
-__all__ = ["verify"]
-
-_NEW = "new"
-_BFLOAT16 = frozenset({ir.DataType.BFLOAT16})
-# Weights move by chance; with few outputs a single copy may hardly move them.
-_COPIES_SMALL, _COPIES_LARGE, _SMALL_BYTES = 4, 2, 64 << 20
-_EXTERNAL_BYTES = 256 << 20
+__all__ = ["Sides", "check_call", "compare", "library_of", "verify"]
 
 _REMEDY = "give sizes it can run at with --shape name:1,3,224,224"
 
@@ -53,8 +47,28 @@ class _Tolerance:
     rtol: float
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+@dataclass(frozen=True)
+class Sides:
+    """What is held against what.
+
+    Attributes:
+        kernels: Which models the kernels run: none, the new one alone, or all of them.
+        library: The kernel library, if any of them is run by kernels.
+        old: What messages call the original.
+        new: What messages call the new model.
+        truth: The model that is evaluated in float64; None for the original itself.
+    """
+
+    kernels: Literal["none", "new", "all"] = "none"
+    library: str | None = None
+    old: str = "original"
+    new: str = "new model"
+    truth: ir.Model | None = None
+
+    @property
+    def legend(self) -> str:
+        """What else a message about a crash has to say."""
+        return " (new: run by the kernels)" if self.kernels == "new" else ""
 
 
 def _interface_difference(old: ir.Model, new: ir.Model) -> str:
@@ -72,73 +86,12 @@ def _interface_difference(old: ir.Model, new: ir.Model) -> str:
     return ""
 
 
-def _exposed(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """Return a copy with the named inner values as further outputs."""
-    copy = model.clone()
-    wanted = set(names)
-    found = {v.name: v for node in copy.graph for v in node.outputs if v.name in wanted}
-    copy.graph.outputs.extend(found[name] for name in names)
-    return copy
-
-
-class _Models:
-    """The models as they are run: prepared copies, and where their files are."""
-
-    def __init__(
-        self,
-        given: tuple[ModelLike, ModelLike],
-        loaded: tuple[ir.Model, ir.Model],
-        inner: Sequence[str],
-        seed: int,
-    ) -> None:
-        self._given = dict(zip((ORIGINAL, _NEW), given, strict=True))
-        self._inner = tuple(inner)
-        self._seed = seed
-        self.old, self.new = loaded
-        self.through_float32 = any(uses_type(m, ir.DataType.BFLOAT16) for m in (self.old, self.new))
-        small = _weight_bytes(self.old) <= _SMALL_BYTES
-        self.copies = tuple(f"perturbed{i}" for i in range(_COPIES_SMALL if small else _COPIES_LARGE))
-
-    def model(self, name: str) -> ir.Model | None:
-        """Return the model of this name as it is run; None if it has no weights to perturb."""
-        model: ir.Model | None = self.new if name == _NEW else self.old
-        if name in self.copies:
-            model = perturbed(self.old, self._seed + 1000 + self.copies.index(name))
-        if model is None:
-            return None
-        if self._inner:
-            model = _exposed(model, self._inner)
-        if self.through_float32:
-            model = model.clone()
-            retype(model, _BFLOAT16, ir.DataType.FLOAT)
-        return model
-
-    def files(self, folder: Path, *, with_copies: bool) -> list[tuple[str, Path]]:
-        """Write what is not a file already as it is to be run."""
-        found = []
-        for name in (ORIGINAL, _NEW, *(self.copies if with_copies else ())):
-            given = self._given.get(name)
-            if isinstance(given, str | os.PathLike) and not self._inner and not self.through_float32:
-                found.append((name, Path(given)))
-                continue
-            model = self.model(name)
-            if model is not None:
-                found.append((name, _write(model, folder / f"{name}.onnx")))
-        return found
-
-
-def _write(model: ir.Model, path: Path) -> Path:
-    large = _weight_bytes(model) > _EXTERNAL_BYTES
-    ir.save(model, path, external_data=f"{path.name}.data" if large else None)
-    return path
-
-
 def _reference(
-    model: ir.Model, draws: Mapping[int, Draw], names: Sequence[str]
+    model: ir.Model, draws: Mapping[int, Draw], names: Sequence[str], *, by_definition: bool
 ) -> tuple[dict[int, Mapping[str, Array]], str]:
     """Evaluate the original in float64 on every draw, or say why not."""
     try:
-        evaluated = Float64Model(model)
+        evaluated = Float64Model(model, by_definition=by_definition)
         return {number: evaluated.run(draw.arrays, names) for number, draw in draws.items()}, ""
     except NoFloat64Error as error:
         return {}, str(error)
@@ -155,7 +108,7 @@ def _judgements(
     judged: dict[str, list[tuple[int, Judgement]]] = {name: [] for name in names}
     skipped: dict[str, NotCompared] = {}
     for number in draws:
-        old, new = outputs(ORIGINAL, number) or {}, outputs(_NEW, number) or {}
+        old, new = outputs(ORIGINAL, number) or {}, outputs(NEW, number) or {}
         moved = [values for copy in copies if (values := outputs(copy, number)) is not None]
         for name in names:
             if name not in old or name not in new:
@@ -174,16 +127,21 @@ def _judgements(
 class _Case:
     """Everything about one comparison that its steps share."""
 
-    models: _Models
+    models: PreparedModels
     points: ComparePoints
     draws: tuple[tuple[Draw, ...], ...]
     seed: int
     tolerance: _Tolerance | None
     notes: tuple[str, ...]
+    sides: Sides
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.points.outputs + self.points.inner
+
+    @property
+    def _old_model(self) -> str:
+        return "original model" if self.sides.old == "original" else self.sides.old
 
     def stopped(self, status: Status, failure: str) -> Verification:
         return Verification(status, self.seed, not_compared=self.points.not_compared, failure=failure, notes=self.notes)
@@ -193,7 +151,8 @@ class _Case:
         references: dict[int, Mapping[str, Array]] = {}
         reason = "tolerances were given"
         if self.tolerance is None:
-            references, reason = _reference(self.models.old, draws, self.names)
+            truth, by_definition = self.sides.truth or self.models.old, self.sides.kernels != "none"
+            references, reason = _reference(truth, draws, self.names, by_definition=by_definition)
         judgements, skipped = _judgements(self.names, draws, outputs, references, self.models.copies, self.tolerance)
         inner = set(self.points.inner)
         compared = tuple(OutputComparison.worst(name, found, inner=name in inner) for name, found in judgements.items())
@@ -205,42 +164,35 @@ class _Case:
             len(draws),
             tuple(f"{draw.sizes} ({draw.kind})" for draw in draws.values()),
             compared,
-            "float64" if not reason else f"original model ({reason})",
+            "float64" if not reason else f"{self._old_model} ({reason})",
             (*self.points.not_compared, *skipped),
             notes=(*self.notes, *notes),
         )
 
 
-def _runtime_inputs(case: _Case, folder: Path) -> list[list[Path]]:
-    return [
-        [
-            write_inputs(
-                folder / f"draw{number}-{which}.npz",
-                [cast_array(array, _BFLOAT16, ir.DataType.FLOAT) for array in draw.arrays.values()],
-            )
-            for which, draw in enumerate(candidates)
-        ]
-        for number, candidates in enumerate(case.draws)
-    ]
-
-
 def _through_runtime(case: _Case, folder: Path, provider: str, timeout_s: float) -> Verification:
-    files = case.models.files(folder, with_copies=case.tolerance is None)
+    files, sides = case.models.files(folder, with_copies=case.tolerance is None), case.sides
     outcome = run_models(
         files,
         list(case.draws[0][0].arrays),
-        _runtime_inputs(case, folder),
+        write_draws(case.draws, folder),
         folder=folder,
         provider=provider,
         timeout_s=timeout_s,
+        library=sides.library,
+        with_kernels={"none": (), "new": (NEW,), "all": [name for name, _ in files]}[sides.kernels],
     )
     if (ORIGINAL, None) in outcome.failures:
+        if sides.kernels != "none":
+            why = outcome.failures[ORIGINAL, None]
+            return case.stopped(Status.NOT_RUN, f"ONNX Runtime cannot load the {sides.old}: {why}")
         return _through_float64(case, outcome.failures[ORIGINAL, None])
     stopped = _stopped(case, outcome)
     if stopped is not None:
         return stopped
     draws = {number: case.draws[number][which] for number, which in sorted(outcome.candidates.items())}
-    notes = [f"ONNX Runtime {outcome.version}, {provider}, graph optimizations off"] if outcome.version else []
+    by = "" if sides.kernels == "none" else f", kernels of {Path(sides.library or '').name}"
+    notes = [f"ONNX Runtime {outcome.version}, {provider}, graph optimizations off{by}"] if outcome.version else []
     if outcome.crash:
         notes.append(f"{outcome.crash}: its ULP is left out")
     notes += [
@@ -254,22 +206,23 @@ def _through_runtime(case: _Case, folder: Path, provider: str, timeout_s: float)
 def _stopped(case: _Case, outcome: Outcome) -> Verification | None:
     """Return the result if there is nothing to judge, else None."""
     if outcome.crash and outcome.crashed_model not in case.models.copies:
-        status = Status.MISMATCH if outcome.crashed_model == _NEW else Status.NOT_RUN
-        return case.stopped(status, outcome.crash)
+        status = Status.MISMATCH if outcome.crashed_model == NEW else Status.NOT_RUN
+        return case.stopped(status, f"{outcome.crash}{case.sides.legend}")
     if not outcome.candidates:
         why = outcome.failures.get((ORIGINAL, 0), "no reason was given")
-        return case.stopped(Status.NOT_RUN, f"The original ran at none of the sizes that were tried ({why}): {_REMEDY}")
+        ran = f"The {case.sides.old} ran at none of the sizes that were tried"
+        return case.stopped(Status.NOT_RUN, f"{ran} ({why}): {_REMEDY}")
     for draw in (None, *outcome.candidates):
-        if (_NEW, draw) in outcome.failures:
-            where = "be loaded" if draw is None else f"run draw {draw}, which the original can"
-            return case.stopped(Status.MISMATCH, f"The new model cannot {where}: {outcome.failures[_NEW, draw]}")
+        if (NEW, draw) in outcome.failures:
+            where = "be loaded" if draw is None else f"run draw {draw}, which the {case.sides.old} can"
+            return case.stopped(Status.MISMATCH, f"The {case.sides.new} cannot {where}: {outcome.failures[NEW, draw]}")
     return None
 
 
 def _through_float64(case: _Case, why: str) -> Verification:
     """Compare by evaluating both models in float64, since ONNX Runtime cannot load the original."""
     cannot = f"ONNX Runtime cannot load the original model: {why}"
-    prepared = {name: case.models.model(name) for name in (ORIGINAL, _NEW, *case.models.copies)}
+    prepared = {name: case.models.model(name) for name in (ORIGINAL, NEW, *case.models.copies)}
     try:
         evaluated = {name: Float64Model(model) for name, model in prepared.items() if model is not None}
     except NoFloat64Error as error:
@@ -289,7 +242,7 @@ def _through_float64(case: _Case, why: str) -> Verification:
     if not draws:
         return case.stopped(Status.NOT_RUN, f"{cannot}; nor does it run in float64 ({problem}): {_REMEDY}")
     try:
-        for name in (_NEW, *case.models.copies):
+        for name in (NEW, *case.models.copies):
             for number, draw in draws.items():
                 if name in evaluated:
                     results[name, number] = evaluated[name].run(draw.arrays, case.names)
@@ -307,7 +260,8 @@ def _tolerance(atol: float | None, rtol: float | None) -> _Tolerance | None:
     return None if atol is None and rtol is None else _Tolerance(atol or 0.0, rtol or 0.0)
 
 
-def _check_call(draws: int, provider: str, timeout_s: float) -> None:
+def check_call(draws: int, provider: str, timeout_s: float) -> None:
+    """Refuse a call that cannot be carried out, with a UsageError."""
     if draws < 1:
         raise UsageError(f"draws is {draws}; at least one is needed")
     if provider not in ("cpu", "cuda"):
@@ -328,6 +282,7 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     timeout_s: float = 600.0,
+    kernels: bool = False,
 ) -> Verification:
     """Compare two models on the same inputs.
 
@@ -346,13 +301,14 @@ def verify(
         atol: Absolute tolerance between the two models, in place of the bound.
         rtol: Tolerance relative to the largest element of the original's output, in place of the bound.
         timeout_s: After so many seconds ONNX Runtime is stopped.
+        kernels: Whether nodes of the domain ``bnpass`` are run by the kernels, in both models.
 
     Returns:
         The result; whether they agree is in `ok`.
 
     Raises:
         UsageError: The call does not fit the models.
-        MissingDependencyError: ONNX Runtime is not installed, or not for this provider.
+        MissingDependencyError: ONNX Runtime is not installed, or not for this provider; or the kernels are not built.
         FileAccessError: A model cannot be read.
         ModelError: It is no model, or not one that may be read.
 
@@ -365,19 +321,57 @@ def verify(
         True
 
     """
-    _check_call(draws, provider, timeout_s)
+    check_call(draws, provider, timeout_s)
     tolerance = _tolerance(atol, rtol)
+    sides = Sides("all", get_library_path(library_of(provider))) if kernels else Sides()
     old, new = load(a), load(b)
     difference = _interface_difference(old, new)
     if difference:
         return Verification(Status.MISMATCH, seed, failure=difference)
     given = {name: np.asarray(array) for name, array in (data or {}).items()}
     candidates = make_draws(old, draws=draws, seed=seed, shapes=shapes or {}, data=given)
-    points = compare_points(old, new)
-    models = _Models((a, b), (old, new), points.inner, seed)
+    return compare((a, b), (old, new), candidates, seed, provider, timeout_s, tolerance=tolerance, sides=sides)
+
+
+def compare(
+    given: tuple[ModelLike, ModelLike],
+    loaded: tuple[ir.Model, ir.Model],
+    candidates: tuple[tuple[Draw, ...], ...],
+    seed: int,
+    provider: str,
+    timeout_s: float,
+    *,
+    tolerance: _Tolerance | None = None,
+    sides: Sides | None = None,
+) -> Verification:
+    """Run two models of the same interface and judge the new one; the steps 2 to 4.
+
+    Args:
+        given: The models; a path stands for a file that can be run as it is.
+        loaded: The same, loaded.
+        candidates: Per draw, inputs to try in turn.
+        seed: The seed that they were drawn with.
+        provider: ``"cpu"`` or ``"cuda"``.
+        timeout_s: After so many seconds ONNX Runtime is stopped.
+        tolerance: In place of the bound.
+        sides: What is held against what.
+
+    Returns:
+        The result.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed, or not for this provider; or cannot load the kernels.
+    """
+    points = compare_points(*loaded)
+    models = PreparedModels(given, loaded, points.inner, seed)
     notes = (
         ["bfloat16 was run through float32: ONNX Runtime has few bfloat16 kernels"] if models.through_float32 else []
     )
-    case = _Case(models, points, candidates, seed, tolerance, tuple(notes))
+    case = _Case(models, points, candidates, seed, tolerance, tuple(notes), sides or Sides())
     with tempfile.TemporaryDirectory(prefix="bnpass-verify-") as folder:
         return _through_runtime(case, Path(folder), provider, timeout_s)
+
+
+def library_of(provider: str) -> Library:
+    """Return the kernel library for a provider."""
+    return "cuda" if provider == "cuda" else "cpu"

@@ -15,8 +15,14 @@ from tests.cli import models
 from tests.cli.command import ROOT, Call, command, python
 from tests.cli.models import written
 
-VERBS = ("fold", "expand", "explain", "verify")
+VERBS = ("fold", "expand", "explain", "verify", "doctor")
 HEAVY = {"onnxruntime", "tensorflow", "onnxscript", "tf2onnx", "tf_keras", "keras", "sklearn", "mpi4py"}
+OF_OTHERS = {
+    *("--allow-run-as-root", "--bind-to", "--map-by"),  # Open MPI
+    *("--format", "--query-gpu"),  # nvidia-smi
+    *("--force-reinstall", "--no-cache-dir", "--no-deps"),  # pip
+}
+"""Options that bnpass names, or gives, to other commands."""
 SAY_MODULES = "import json, sys; print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 
 
@@ -49,7 +55,7 @@ def test_fold_itself_imports_no_runtime(tmp_path: Path) -> None:
 def test_public_names() -> None:
     assert bnpass.__all__ == [
         *("ExpandOptions", "ExpandResult", "FoldOptions", "FoldResult", "Verification", "__version__"),
-        *("expand", "fold", "verify"),
+        *("expand", "fold", "get_library_path", "register", "verify"),
     ]
 
 
@@ -127,6 +133,7 @@ def strings_of(path: Path) -> list[str]:
 
 def test_every_option_that_a_message_names_exists(call: Call) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(call(verb, "--help").out for verb in VERBS))) | {"--version"}
+    known |= OF_OTHERS
     named = {
         (path.name, option)
         for path in sorted((ROOT / "bnpass").rglob("*.py"))

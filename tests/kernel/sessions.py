@@ -33,9 +33,7 @@ def _casts_behind(model: onnx.ModelProto) -> int:
     return next(i for i, node in enumerate(reversed(nodes)) if node.domain == "bnpass")
 
 
-def opened(
-    model: onnx.ModelProto, *, threads: int = 1, group: "Groups | None" = None
-) -> onnxruntime.InferenceSession:
+def opened(model: onnx.ModelProto, *, threads: int = 1, group: "Groups | None" = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

@@ -57,9 +57,7 @@ def test_beside_a_body_the_kernel_is_taken(case: Case) -> None:
     for function in model.functions:  # a body that would return twice what it should
         for node in function.node:
             node.output[:] = [f"half_of_{name}" if name in function.output else name for name in node.output]
-        function.node.extend(
-            onnx.helper.make_node("Add", [f"half_of_{name}"] * 2, [name]) for name in function.output
-        )
+        function.node.extend(onnx.helper.make_node("Add", [f"half_of_{name}"] * 2, [name]) for name in function.output)
     found = run(model, case.feeds)
     assert case.why_wrong(found) == ""
     kernel = run(without_bodies(case), case.feeds)

@@ -1,6 +1,6 @@
 """How a session gets the kernels, and what it says if it cannot."""
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 import bnpass
+import bnpass.runtime
 from bnpass.errors import MissingDependencyError, UsageError
 from bnpass.runtime import library, threads
 from tests.kernel.sessions import without_bodies
@@ -56,16 +57,21 @@ def test_an_unknown_library_is_refused() -> None:
         bnpass.get_library_path("tpu")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda whole: whole[:1000], "cut short"),
+    (lambda whole: whole[: len(whole) // 2], "cut short"),
+    (lambda whole: whole[:0], "no 64-bit shared library"),
+    (lambda whole: b"\0" * 64 + whole[64:], "no 64-bit shared library"),
+    (lambda whole: whole.replace(b"RegisterCustomOps", b"registerCustomOps"), "cannot load"),
+], ids=["head alone", "half", "empty", "no header", "no entry"])  # fmt: skip
 def test_a_corrupted_library_is_an_error_and_the_process_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
+    damage: Callable[[bytes], bytes], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
     broken = tmp_path / "libbnpass_ort.so"
-    shutil.copy(bnpass.get_library_path(), broken)
-    with broken.open("r+b") as file:
-        file.truncate(1000)
+    broken.write_bytes(damage(Path(bnpass.get_library_path()).read_bytes()))
     with monkeypatch.context() as patch:
         patch.setenv(library.OVERRIDE, str(broken))
-        with pytest.raises(MissingDependencyError, match="cannot load"):
+        with pytest.raises(MissingDependencyError, match=said):
             bnpass.register(onnxruntime.SessionOptions())
     opened = bnpass.runtime.session(without_bodies(case))
     assert case.why_wrong(opened.run(None, case.feeds)) == ""

@@ -11,7 +11,9 @@ SHAPES = [((8, 64, 28, 28), 1), ((8, 28, 28, 64), 3), ((2, 3, 301, 211), 1), ((2
 
 def cases() -> list[Case]:
     found = []
-    for (shape, axis), dtype in zip(SHAPES * 2, [np.dtype(np.float32)] * 5 + [*TYPES, np.dtype(np.float32)], strict=True):
+    for (shape, axis), dtype in zip(
+        SHAPES * 2, [np.dtype(np.float32)] * 5 + [*TYPES, np.dtype(np.float32)], strict=True
+    ):
         step = step_of(data(shape, axis, dtype, mean=10.0), axis, correction=1)
         found += [
             normalization(f"norm {dtype} {shape}", step),

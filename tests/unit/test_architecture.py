@@ -22,17 +22,18 @@ MAY_IMPORT = {
     "collectives": {"graph", "ops", "errors"},
     "expansion": {"collectives", "graph", "ops", "semantics", "errors"},
     "model_io": {"errors"},
-    "verification": {"model_io", "ops", "semantics", "errors"},
+    "runtime": {"errors"},
+    "verification": {"model_io", "ops", "runtime", "semantics", "errors"},
     "census": set(),
     "passes": {"collectives", "expansion", "folding", "graph", "ops"},
     "report": {"census", "expansion", "folding", "graph"},
     "checks": {"errors", "expansion", "model_io", "ops", "passes", "report", "semantics", "verification"},
-    "api": {"census", "checks", "errors", "expansion", "folding", "graph", "model_io", "passes", "report"},
-    "cli": {"api", "errors", "expansion", "folding", "model_io", "report", "verification"},
+    "api": {"census", "checks", "errors", "expansion", "folding", "graph", "model_io", "ops", "passes", "report"},
+    "cli": {"api", "errors", "expansion", "folding", "model_io", "report", "runtime", "verification"},
     "__main__": {"cli"},
-    "__init__": {"api", "expansion", "folding", "verification"},
+    "__init__": {"api", "expansion", "folding", "runtime", "verification"},
 }
-HEAVY = {"onnxruntime": {"verification"}, "tensorflow": set(), "onnxscript": set(), "tf2onnx": set()}
+HEAVY = {"onnxruntime": {"runtime", "verification"}, "tensorflow": set(), "onnxscript": set(), "tf2onnx": set()}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,279 @@
+// The loops behind the tables in kernels.h, for lanes L (an instruction set) and elements T.
+// Included once per instruction set, where the compiler's target is set; so everything in here is local to its file.
+#pragma once
+
+namespace bnpass::cpu {
+namespace {
+
+template <class L, class T>
+struct Loops {
+  using V = typename L::V;
+
+  static const T* elements(const void* values) { return static_cast<const T*>(values); }
+
+  /// All lanes of an element pointer, or the first n of them.
+  struct Whole {
+    V operator()(const T* from) const { return L::load(from); }
+    V kept(const V& a) const { return a; }
+  };
+  struct Part {
+    size_t n;
+    V operator()(const T* from) const { return L::load(from, n); }
+    V kept(const V& a) const { return L::keep(a, n); }
+  };
+
+  struct Sums {
+    V a, b;
+  };
+
+  static constexpr size_t line = 64 / sizeof(T);
+
+  /// Asks for what is read some time later: the hardware stops at the end of each page, which shows where there are
+  /// writes as well (and not in sums). reach: elements that are read at all, one behind the other.
+  struct Ahead {
+    const T* from;
+    size_t reach;
+    void operator()(size_t j) const {
+      constexpr size_t distance = 2048 / sizeof(T);
+      if (j + distance < reach) __builtin_prefetch(from + j + distance);
+    }
+  };
+
+  /// Adds up term(j, load, sums) over 0 <= j < n, in several accumulators.
+  template <class Term>
+  static void add_up(size_t n, double* to, const Term& term) {
+    Sums sums[L::unroll];
+    for (Sums& s : sums) s = {L::zero(), L::zero()};
+    size_t j = 0;
+    for (; j + L::unroll * lanes <= n; j += L::unroll * lanes) {
+#pragma GCC unroll 4
+      for (size_t u = 0; u < L::unroll; ++u) term(j + u * lanes, Whole{}, sums[u]);
+    }
+    for (; j + lanes <= n; j += lanes) term(j, Whole{}, sums[0]);
+    if (j < n) term(j, Part{n - j}, sums[L::unroll - 1]);
+#pragma GCC unroll 4
+    for (size_t u = 1; u < L::unroll; ++u) {
+      sums[0].a = L::add(sums[0].a, sums[u].a);
+      sums[0].b = L::add(sums[0].b, sums[u].b);
+    }
+    L::store(to, L::add(L::load(to), sums[0].a));
+    L::store(to + lanes, L::add(L::load(to + lanes), sums[0].b));
+  }
+
+  /// Elements in front of the first address that can be streamed to.
+  static size_t head(const T* to) {
+    const size_t past = reinterpret_cast<uintptr_t>(to) / sizeof(T) % lanes;
+    return past == 0 ? 0 : lanes - past;
+  }
+
+  /// Writes value(j, load) for 0 <= j < n; ahead(j) once per cache line.
+  template <class Ahead, class Value>
+  static void write(size_t n, T* to, bool stream, const Ahead& ahead, const Value& value) {
+    size_t j = 0;
+    const auto lines = [&](const auto& put) {
+      for (; j + line <= n; j += line) {
+        ahead(j);
+#pragma GCC unroll 4
+        for (size_t i = 0; i < line; i += lanes) put(to + j + i, value(j + i, Whole{}));
+      }
+      for (; j + lanes <= n; j += lanes) put(to + j, value(j, Whole{}));
+    };
+    if (stream) {
+      j = std::min(n, head(to));
+      if (j > 0) L::store(to, value(0, Part{j}), j);
+      lines([](T* at, const V& values) { L::stream(at, values); });
+    } else {
+      lines([](T* at, const V& values) { L::store(at, values); });
+    }
+    if (j < n) L::store(to + j, value(j, Part{n - j}), n - j);
+  }
+
+  static void run_sums(const void* X, size_t channels, size_t stride, size_t n, const double* shift, double* sums) {
+    for (size_t c = 0; c < channels; ++c) {
+      const T* x = elements(X) + c * stride;
+      const V k = L::all(shift[c]);
+      add_up(n, sums + c * 2 * lanes, [&](size_t j, const auto& load, Sums& s) {
+        const V centred = load.kept(L::sub(load(x + j), k));
+        s.a = L::add(s.a, centred);
+        s.b = L::fma(centred, centred, s.b);
+      });
+    }
+  }
+
+  static void run_gradient_sums(const void* dY, const void* X, size_t channels, size_t stride, size_t n,
+                                const double* mean, double* sums) {
+    for (size_t c = 0; c < channels; ++c) {
+      const T* dy = elements(dY) + c * stride;
+      const T* x = elements(X) + c * stride;
+      const V m = L::all(mean[c]);
+      add_up(n, sums + c * 2 * lanes, [&](size_t j, const auto& load, Sums& s) {
+        const V gradient = load(dy + j);
+        s.a = L::add(s.a, gradient);
+        s.b = L::fma(gradient, load.kept(L::sub(load(x + j), m)), s.b);
+      });
+    }
+  }
+
+  static void run_normalize(const void* X, size_t channels, size_t stride, size_t n, const double* mean,
+                            const double* factor, const double* B, void* Y, bool stream) {
+    const auto reach = [&](size_t c) { return (channels - 1 - c) * stride + n; };
+    for (size_t c = 0; c < channels; ++c) {
+      const T* x = elements(X) + c * stride;
+      const V m = L::all(mean[c]), f = L::all(factor[c]), b = L::all(B[c]);
+      write(n, static_cast<T*>(Y) + c * stride, stream, Ahead{x, reach(c)},
+            [&](size_t j, const auto& load) { return L::fma(f, L::sub(load(x + j), m), b); });
+    }
+  }
+
+  static V gradient_of(const V& dy, const V& x, const V& mean, const V& factor, const V& shift, const V& slope) {
+    return L::mul(factor, L::minus_product(L::sub(dy, shift), slope, L::sub(x, mean)));
+  }
+
+  static void run_gradient(const void* dY, const void* X, size_t channels, size_t stride, size_t n, const double* mean,
+                           const double* factor, const double* shift, const double* slope, void* dX, bool stream) {
+    const auto reach = [&](size_t c) { return (channels - 1 - c) * stride + n; };
+    for (size_t c = 0; c < channels; ++c) {
+      const T* dy = elements(dY) + c * stride;
+      const T* x = elements(X) + c * stride;
+      const V m = L::all(mean[c]), f = L::all(factor[c]), s1 = L::all(shift[c]), s2 = L::all(slope[c]);
+      const auto ahead = [&](size_t j) { Ahead{dy, reach(c)}(j), Ahead{x, reach(c)}(j); };
+      write(n, static_cast<T*>(dX) + c * stride, stream, ahead,
+            [&](size_t j, const auto& load) { return gradient_of(load(dy + j), load(x + j), m, f, s1, s2); });
+    }
+  }
+
+  /// Asks for the R rows behind R rows, one behind the other, up to the second-level cache: the hardware loses track of
+  /// streams that take turns.
+  template <size_t R>
+  class RowsAhead {
+   public:
+    RowsAhead(const T* rows, size_t pitch, size_t n) : row_(rows + R * pitch), pitch_(pitch), n_(n) {}
+    /// The part that belongs to a step of lanes columns in R rows.
+    void step() {
+#pragma GCC unroll 8
+      for (size_t i = 0; i < R * lanes; i += 64 / sizeof(T)) __builtin_prefetch(row_ + column_ + i, 0, 2);
+      column_ += R * lanes;
+      if (column_ >= n_) column_ -= n_, row_ += pitch_;
+    }
+
+   private:
+    const T* row_;
+    size_t pitch_, n_, column_ = 0;
+  };
+
+  /// Adds term(row, j, load, sums) over R rows to the sums of each column.
+  template <size_t R, class Prefetch, class Term>
+  static void add_rows(size_t n, double* sum_a, double* sum_b, Prefetch prefetch, const Term& term) {
+    const auto column = [&](size_t j, const auto& load) {
+      prefetch();
+      Sums s{L::load(sum_a + j), L::load(sum_b + j)};
+#pragma GCC unroll 8
+      for (size_t r = 0; r < R; ++r) term(r, j, load, s);
+      L::store(sum_a + j, s.a);
+      L::store(sum_b + j, s.b);
+    };
+    size_t j = 0;
+    for (; j + lanes <= n; j += lanes) column(j, Whole{});
+    if (j < n) column(j, Part{n - j});
+  }
+
+  /// Calls add(first row, number of rows) for several rows at a time.
+  template <class Add>
+  static void by_rows(size_t rows, const Add& add) {
+    constexpr size_t together = 8;
+    size_t r = 0;
+    for (; r + together <= rows; r += together) add(r, std::integral_constant<size_t, together>{});
+    for (; r < rows; ++r) add(r, std::integral_constant<size_t, 1>{});
+  }
+
+  static void row_sums(const void* X, size_t rows, size_t pitch, size_t n, const double* shift, double* sum,
+                       double* square) {
+    by_rows(rows, [&](size_t first, auto together) {
+      const T* x = elements(X) + first * pitch;
+      constexpr size_t R = decltype(together)::value;
+      RowsAhead<R> ahead(x, pitch, n);
+      const auto prefetch = [&] { ahead.step(); };
+      add_rows<R>(n, sum, square, prefetch, [&](size_t r, size_t j, const auto& load, Sums& s) {
+        const V centred = load.kept(L::sub(load(x + r * pitch + j), L::load(shift + j)));
+        s.a = L::add(s.a, centred);
+        s.b = L::fma(centred, centred, s.b);
+      });
+    });
+  }
+
+  static void row_gradient_sums(const void* dY, const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
+                                double* sum_dY, double* sum_dYX) {
+    by_rows(rows, [&](size_t first, auto together) {
+      const T* dy = elements(dY) + first * pitch;
+      const T* x = elements(X) + first * pitch;
+      constexpr size_t R = decltype(together)::value;
+      RowsAhead<R> ahead_dy(dy, pitch, n), ahead_x(x, pitch, n);
+      const auto prefetch = [&] {
+        ahead_dy.step();
+        ahead_x.step();
+      };
+      add_rows<R>(n, sum_dY, sum_dYX, prefetch, [&](size_t r, size_t j, const auto& load, Sums& s) {
+        const V gradient = load(dy + r * pitch + j);
+        s.a = L::add(s.a, gradient);
+        s.b = L::fma(gradient, load.kept(L::sub(load(x + r * pitch + j), L::load(mean + j))), s.b);
+      });
+    });
+  }
+
+  /// For one row after the other: further in the next rows, or in the same place of the next row.
+  static Ahead row_ahead(const T* x, size_t rows_left, size_t pitch, size_t n) {
+    if (pitch == n) return {x, rows_left * pitch};
+    return {x + pitch - 2048 / sizeof(T), rows_left > 1 ? n + 2048 / sizeof(T) : 0};
+  }
+
+  static void row_normalize(const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
+                            const double* factor, const double* B, void* Y, bool stream) {
+    for (size_t r = 0; r < rows; ++r) {
+      const T* x = elements(X) + r * pitch;
+      write(n, static_cast<T*>(Y) + r * pitch, stream, row_ahead(x, rows - r, pitch, n), [&](size_t j, const auto& load) {
+        return L::fma(L::load(factor + j), L::sub(load(x + j), L::load(mean + j)), L::load(B + j));
+      });
+    }
+  }
+
+  static void row_gradient(const void* dY, const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
+                           const double* factor, const double* shift, const double* slope, void* dX, bool stream) {
+    for (size_t r = 0; r < rows; ++r) {
+      const T* dy = elements(dY) + r * pitch;
+      const T* x = elements(X) + r * pitch;
+      const Ahead ahead_dy = row_ahead(dy, rows - r, pitch, n), ahead_x = row_ahead(x, rows - r, pitch, n);
+      const auto ahead = [&](size_t j) { ahead_dy(j), ahead_x(j); };
+      write(n, static_cast<T*>(dX) + r * pitch, stream, ahead, [&](size_t j, const auto& load) {
+        return gradient_of(load(dy + j), load(x + j), L::load(mean + j), L::load(factor + j), L::load(shift + j),
+                           L::load(slope + j));
+      });
+    }
+  }
+
+  static void to_double(const void* from, double* to, size_t n) {
+    size_t j = 0;
+    for (; j + lanes <= n; j += lanes) L::store(to + j, L::load(elements(from) + j));
+    if (j < n) L::store(to + j, L::load(elements(from) + j, n - j), n - j);
+  }
+
+  static void from_double(const double* from, void* to, size_t n) {
+    size_t j = 0;
+    for (; j + lanes <= n; j += lanes) L::store(static_cast<T*>(to) + j, L::load(from + j));
+    if (j < n) L::store(static_cast<T*>(to) + j, L::load(from + j, n - j), n - j);
+  }
+
+  static constexpr Kernels kernels() {
+    return {run_sums,          run_gradient_sums, run_normalize, run_gradient, row_sums,
+            row_gradient_sums, row_normalize,     row_gradient,  to_double,    from_double,
+            L::fence};
+  }
+};
+
+template <class L>
+constexpr InstructionSet instructions_of(const char* name) {
+  return {name, Loops<L, Half>::kernels(), Loops<L, BFloat16>::kernels(), Loops<L, float>::kernels(),
+          Loops<L, double>::kernels()};
+}
+
+}  // namespace
+}  // namespace bnpass::cpu

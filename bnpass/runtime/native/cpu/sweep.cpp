@@ -1,0 +1,99 @@
+#include "cpu/sweep.h"
+
+#include "cpu/row_sweep.h"
+#include "cpu/run_sweep.h"
+
+namespace bnpass::cpu {
+
+void Sweep::sums(const Tile& tile, const void* X, const double* shift, double* sum, double* square) const {
+  if (cut.by_rows) {
+    const RowSweep rows(cut, tile);
+    RowSweep::Columns shifts, a, b;
+    rows.spread(shift, shifts);
+    rows.clear(a);
+    rows.clear(b);
+    rows.forwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
+      kernels.row_sums(at(X, first), count, pitch, columns, shifts.values, a.values, b.values);
+    });
+    rows.gather(a, sum);
+    rows.gather(b, square);
+  } else {
+    const RunSweep runs(cut, tile);
+    RunSweep::Lanes totals;
+    runs.clear(totals);
+    runs.forwards([&](size_t first, size_t length) {
+      kernels.run_sums(at(X, first), tile.channels, cut.view.inner, length, shift, totals.values);
+    });
+    runs.gather(totals, sum, square);
+  }
+}
+
+void Sweep::gradient_sums(const Tile& tile, const void* dY, const void* X, const double* mean, double* sum_dY,
+                          double* sum_dYX) const {
+  if (cut.by_rows) {
+    const RowSweep rows(cut, tile);
+    RowSweep::Columns means, a, b;
+    rows.spread(mean, means);
+    rows.clear(a);
+    rows.clear(b);
+    rows.forwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
+      kernels.row_gradient_sums(at(dY, first), at(X, first), count, pitch, columns, means.values, a.values, b.values);
+    });
+    rows.gather(a, sum_dY);
+    rows.gather(b, sum_dYX);
+  } else {
+    const RunSweep runs(cut, tile);
+    RunSweep::Lanes totals;
+    runs.clear(totals);
+    runs.forwards([&](size_t first, size_t length) {
+      kernels.run_gradient_sums(at(dY, first), at(X, first), tile.channels, cut.view.inner, length, mean,
+                                totals.values);
+    });
+    runs.gather(totals, sum_dY, sum_dYX);
+  }
+}
+
+void Sweep::normalize(const Tile& tile, const void* X, const double* mean, const double* factor, const double* B,
+                      void* Y) const {
+  if (cut.by_rows) {
+    const RowSweep rows(cut, tile);
+    RowSweep::Columns means, factors, Bs;
+    rows.spread(mean, means);
+    rows.spread(factor, factors);
+    rows.spread(B, Bs);
+    rows.backwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
+      kernels.row_normalize(at(X, first), count, pitch, columns, means.values, factors.values, Bs.values, at(Y, first),
+                            stream);
+    });
+  } else {
+    RunSweep(cut, tile).backwards([&](size_t first, size_t length) {
+      kernels.run_normalize(at(X, first), tile.channels, cut.view.inner, length, mean, factor, B, at(Y, first),
+                            stream);
+    });
+  }
+  if (stream) kernels.fence();
+}
+
+void Sweep::gradient(const Tile& tile, const void* dY, const void* X, const double* mean, const double* factor,
+                     const double* shift, const double* slope, void* dX) const {
+  if (cut.by_rows) {
+    const RowSweep rows(cut, tile);
+    RowSweep::Columns means, factors, shifts, slopes;
+    rows.spread(mean, means);
+    rows.spread(factor, factors);
+    rows.spread(shift, shifts);
+    rows.spread(slope, slopes);
+    rows.backwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
+      kernels.row_gradient(at(dY, first), at(X, first), count, pitch, columns, means.values, factors.values,
+                           shifts.values, slopes.values, at(dX, first), stream);
+    });
+  } else {
+    RunSweep(cut, tile).backwards([&](size_t first, size_t length) {
+      kernels.run_gradient(at(dY, first), at(X, first), tile.channels, cut.view.inner, length, mean, factor, shift,
+                           slope, at(dX, first), stream);
+    });
+  }
+  if (stream) kernels.fence();
+}
+
+}  // namespace bnpass::cpu
