@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnpass.runtime.group import Groups, local, mpi, threads
     from bnpass.runtime.library import get_library_path, register
+    from bnpass.runtime.nccl_group import nccl
     from bnpass.runtime.sessions import session
 
-__all__ = ["Groups", "get_library_path", "local", "mpi", "register", "session", "threads"]
+__all__ = ["Groups", "get_library_path", "local", "mpi", "nccl", "register", "session", "threads"]
 
 _HOMES = {
     "Groups": "group",
     "get_library_path": "library",
     "local": "group",
     "mpi": "group",
+    "nccl": "nccl_group",
     "register": "library",
     "session": "sessions",
     "threads": "group",

@@ -3,13 +3,10 @@
 #include <string>
 
 #include "collective/all_reduce.h"
+#include "collective/handle.h"
 #include "collective/mpi_groups.h"
 #include "collective/named_groups.h"
 #include "collective/threads.h"
-
-struct bnpass_groups {
-  std::shared_ptr<bnpass::collective::Groups> groups;
-};
 
 namespace bnpass::collective {
 namespace {
