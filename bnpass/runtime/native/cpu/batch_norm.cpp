@@ -1,13 +1,13 @@
-// Memory passes, per element: moments 1 read (2 for double), normalize 1 read and 1 write; forward is both, and where a
-// block of channels fits in the cache its second read comes from there. gradient_sums 2 reads, gradient_apply 2 reads and
-// 1 write; backward likewise.
+// Memory passes, per element: moments 1 read (2 for double), normalize 1 read and 1 write; forward is both, and where
+// a block of channels fits in the cache its second read comes from there. gradient_sums 2 reads, gradient_apply 2 reads
+// and 1 write; backward likewise.
 //
-// Statistics: sums of x − k and (x − k)² in double, with k the first element of the channel and ghost batch. As k is one
-// of the elements, (mean − k)² <= count·square_sum, which bounds the loss of digits in
+// Statistics: sums of x − k and (x − k)² in double, with k the first element of the channel and ghost batch. k is one
+// of the elements, so that (mean − k)² <= square_sum, which bounds the loss of digits in
 //
 //   mean = k + Σ(x − k)/count        square_sum = Σ(x − k)² − (Σ(x − k))²/count
 //
-// Elements that are double themselves get a second pass with k = mean.
+// to count·2⁻⁵³ of it. Elements that are double themselves get a second pass with k = mean.
 #include "cpu/batch_norm.h"
 
 #include <algorithm>
@@ -67,7 +67,7 @@ struct Job {
     parallel.each(cut.tasks, task);
   }
 
-  /// Calls add(tile, sum, other) for all tiles, and total(sum, other) with the sums over all chunks, [groups, channels].
+  /// Calls add(tile, sum, other) for all tiles, and writes the sums over all chunks, [groups, channels].
   template <class Add>
   void each_sum(double* sum, double* other, const Add& add) {
     const size_t statistics = cut.view.statistics();

@@ -29,15 +29,26 @@ struct Loops {
   static constexpr size_t line = 64 / sizeof(T);
 
   /// Asks for what is read some time later: the hardware stops at the end of each page, which shows where there are
-  /// writes as well (and not in sums). reach: elements that are read at all, one behind the other.
+  /// writes as well (and not in sums).
   struct Ahead {
-    const T* from;
+    const T* later;
     size_t reach;
     void operator()(size_t j) const {
-      constexpr size_t distance = 2048 / sizeof(T);
-      if (j + distance < reach) __builtin_prefetch(from + j + distance);
+      if (j < reach) __builtin_prefetch(later + j);
     }
   };
+
+  /// For a stretch of elements.
+  static Ahead in_stretch(const T* from, size_t elements) {
+    constexpr size_t distance = 2048 / sizeof(T);
+    return elements > distance ? Ahead{from + distance, elements - distance} : Ahead{from, 0};
+  }
+
+  /// For a row that others follow: further in the same stretch, or in the same place of the next row.
+  static Ahead in_rows(const T* row, size_t rows_left, size_t pitch, size_t n) {
+    if (pitch == n) return in_stretch(row, rows_left * pitch);
+    return rows_left > 1 ? Ahead{row + pitch, n} : Ahead{row, 0};
+  }
 
   /// Adds up term(j, load, sums) over 0 <= j < n, in several accumulators.
   template <class Term>
@@ -120,7 +131,7 @@ struct Loops {
     for (size_t c = 0; c < channels; ++c) {
       const T* x = elements(X) + c * stride;
       const V m = L::all(mean[c]), f = L::all(factor[c]), b = L::all(B[c]);
-      write(n, static_cast<T*>(Y) + c * stride, stream, Ahead{x, reach(c)},
+      write(n, static_cast<T*>(Y) + c * stride, stream, in_stretch(x, reach(c)),
             [&](size_t j, const auto& load) { return L::fma(f, L::sub(load(x + j), m), b); });
     }
   }
@@ -136,7 +147,8 @@ struct Loops {
       const T* dy = elements(dY) + c * stride;
       const T* x = elements(X) + c * stride;
       const V m = L::all(mean[c]), f = L::all(factor[c]), s1 = L::all(shift[c]), s2 = L::all(slope[c]);
-      const auto ahead = [&](size_t j) { Ahead{dy, reach(c)}(j), Ahead{x, reach(c)}(j); };
+      const Ahead ahead_dy = in_stretch(dy, reach(c)), ahead_x = in_stretch(x, reach(c));
+      const auto ahead = [&](size_t j) { ahead_dy(j), ahead_x(j); };
       write(n, static_cast<T*>(dX) + c * stride, stream, ahead,
             [&](size_t j, const auto& load) { return gradient_of(load(dy + j), load(x + j), m, f, s1, s2); });
     }
@@ -220,17 +232,12 @@ struct Loops {
     });
   }
 
-  /// For one row after the other: further in the next rows, or in the same place of the next row.
-  static Ahead row_ahead(const T* x, size_t rows_left, size_t pitch, size_t n) {
-    if (pitch == n) return {x, rows_left * pitch};
-    return {x + pitch - 2048 / sizeof(T), rows_left > 1 ? n + 2048 / sizeof(T) : 0};
-  }
-
   static void row_normalize(const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
                             const double* factor, const double* B, void* Y, bool stream) {
     for (size_t r = 0; r < rows; ++r) {
       const T* x = elements(X) + r * pitch;
-      write(n, static_cast<T*>(Y) + r * pitch, stream, row_ahead(x, rows - r, pitch, n), [&](size_t j, const auto& load) {
+      const Ahead ahead = in_rows(x, rows - r, pitch, n);
+      write(n, static_cast<T*>(Y) + r * pitch, stream, ahead, [&](size_t j, const auto& load) {
         return L::fma(L::load(factor + j), L::sub(load(x + j), L::load(mean + j)), L::load(B + j));
       });
     }
@@ -241,7 +248,7 @@ struct Loops {
     for (size_t r = 0; r < rows; ++r) {
       const T* dy = elements(dY) + r * pitch;
       const T* x = elements(X) + r * pitch;
-      const Ahead ahead_dy = row_ahead(dy, rows - r, pitch, n), ahead_x = row_ahead(x, rows - r, pitch, n);
+      const Ahead ahead_dy = in_rows(dy, rows - r, pitch, n), ahead_x = in_rows(x, rows - r, pitch, n);
       const auto ahead = [&](size_t j) { ahead_dy(j), ahead_x(j); };
       write(n, static_cast<T*>(dX) + r * pitch, stream, ahead, [&](size_t j, const auto& load) {
         return gradient_of(load(dy + j), load(x + j), L::load(mean + j), L::load(factor + j), L::load(shift + j),

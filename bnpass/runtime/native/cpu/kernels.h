@@ -1,7 +1,7 @@
 // The inner loops of batch normalization: one table of them per element type and instruction set.
 //
-// A run is n elements of one channel, one behind the other; runs of neighbouring channels follow at a stride. Their sums
-// are kept in lanes, 2·lanes doubles per channel: Σ a in the first half, Σ b in the second.
+// A run is n elements of one channel, one behind the other; runs of neighbouring channels follow at a stride. Their
+// sums are kept in lanes, 2·lanes doubles per channel: Σ a in the first half, Σ b in the second.
 // A row is n columns, which have a shift, a factor and sums each; rows follow at a pitch. Vectors over the columns are
 // readable (and sums writable) up to a multiple of lanes, and for normalize and gradient to lanes beyond n.
 // stream: write past the caches; call fence before another thread may look.
@@ -30,7 +30,8 @@ struct Kernels {
                        const double* factor, const double* shift, const double* slope, void* dX, bool stream);
 
   /// The same over rows.
-  void (*row_sums)(const void* X, size_t rows, size_t pitch, size_t n, const double* shift, double* sum, double* square);
+  void (*row_sums)(const void* X, size_t rows, size_t pitch, size_t n, const double* shift, double* sum,
+                   double* square);
   void (*row_gradient_sums)(const void* dY, const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
                             double* sum_dY, double* sum_dYX);
   void (*row_normalize)(const void* X, size_t rows, size_t pitch, size_t n, const double* mean, const double* factor,

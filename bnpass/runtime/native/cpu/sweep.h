@@ -29,7 +29,9 @@ struct Sweep {
   void gradient(const Tile& tile, const void* dY, const void* X, const double* mean, const double* factor,
                 const double* shift, const double* slope, void* dX) const;
 
-  const void* at(const void* values, size_t element) const { return static_cast<const char*>(values) + element * bytes; }
+  const void* at(const void* values, size_t element) const {
+    return static_cast<const char*>(values) + element * bytes;
+  }
   void* at(void* values, size_t element) const { return static_cast<char*>(values) + element * bytes; }
 };
 

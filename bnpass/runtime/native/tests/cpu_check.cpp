@@ -1,5 +1,5 @@
-// Checks every function of cpu/batch_norm.h: each element, kind of shape and instruction set against plain loops in long
-// double; the same bits for any number of threads, for operands that begin anywhere, and in place; a NaN stays in its
+// Checks every function of cpu/batch_norm.h: each element, kind of shape and instruction set against plain loops in
+// long double; the same bits for any number of threads, for operands that begin anywhere, and in place; a NaN stays in its
 // channel; conversions round once. Prints one line; exits with 1 after the first lines about what is wrong.
 #include <atomic>
 #include <cmath>
@@ -102,7 +102,7 @@ double nearest(Element element, double x) {
   const Format f = format_of(element);
   const Wide step = spacing(element, x), rounded = std::nearbyint(x / step) * step;
   const bool overflows = std::fabs(rounded) >= std::ldexp(1.0L, f.most_exponent + 1);
-  return static_cast<double>(overflows ? std::copysign(HUGE_VALL, static_cast<Wide>(x)) : std::copysign(rounded, static_cast<Wide>(x)));
+  return std::copysign(overflows ? HUGE_VAL : static_cast<double>(rounded), x);
 }
 
 bool same(double a, double b) {
@@ -302,7 +302,9 @@ void check_numbers(const Case& k, const Results& r, double count) {
   }
   const Expected e = expected(k, r.mean, inv_std, count);
   std::vector<Wide> magnitude(statistics, 0);
-  each_element(k.g, [&](size_t i, size_t s, size_t) { magnitude[s] = std::max(magnitude[s], std::fabs(Wide{k.x[i]})); });
+  each_element(k.g, [&](size_t i, size_t s, size_t) {
+    magnitude[s] = std::max(magnitude[s], std::fabs(Wide{k.x[i]}));
+  });
   expect_sums("mean", r.mean, e.mean, magnitude, 16);
   std::vector<Wide> squares = e.square_sum;
   for (size_t s = 0; s < statistics; ++s) squares[s] += n * std::pow(epsilon * magnitude[s], 2);
@@ -342,7 +344,8 @@ void check_in_place(const Case& k) {
   const Tensor X(k.element, k.x), dY(k.element, k.dy);
   Tensor Y(k.element, g.size()), own = X;
   Doubles a = zero, b = zero, c = zero;
-  cpu::forward(serial, g, k.element, X.data(), k.scale.data(), k.B.data(), 1e-3, a.data(), b.data(), c.data(), Y.data());
+  cpu::forward(serial, g, k.element, X.data(), k.scale.data(), k.B.data(), 1e-3, a.data(), b.data(), c.data(),
+               Y.data());
   cpu::forward(threads, g, k.element, own.data(), k.scale.data(), k.B.data(), 1e-3, a.data(), b.data(), c.data(),
                own.data());
   expect(own.content() == Y.content(), "forward in place");
@@ -438,10 +441,12 @@ void check_conversions(Element element) {
                     1e6, 1e38, 3.39e38, 3.3961775292304957e38, 3.4e38, 3.5e38, 1e39, 1e300, -1.7e308, HUGE_VAL,
                     -HUGE_VAL, std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::quiet_NaN()};
   for (uint32_t bits = 0; bits < 0x7fff; ++bits) {
-    const double low = decoded(element, static_cast<uint16_t>(bits)), high = decoded(element, static_cast<uint16_t>(bits + 1));
+    const double low = decoded(element, static_cast<uint16_t>(bits));
+    const double high = decoded(element, static_cast<uint16_t>(bits + 1));
     if (!std::isfinite(low) || !std::isfinite(high)) continue;
     const double middle = (low + high) / 2, small = std::ldexp(middle, -40);
-    for (const double x : {middle, std::nextafter(middle, low), std::nextafter(middle, high), middle + small, middle - small}) {
+    const double below = std::nextafter(middle, low), above = std::nextafter(middle, high);
+    for (const double x : {middle, below, above, middle + small, middle - small}) {
       inputs.push_back(x);
       inputs.push_back(-x);
     }

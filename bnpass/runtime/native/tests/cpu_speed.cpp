@@ -1,10 +1,10 @@
-// Times the functions of cpu/batch_norm.h against the memory: medians of interleaved rounds, as ratios to the floor of the
-// bytes that must move at the bandwidth of a copy with as many threads, measured in the same rounds.
+// Times the functions of cpu/batch_norm.h against the memory: medians of interleaved rounds, as ratios to the floor
+// of the bytes that must move, at the bandwidth of a copy with as many threads, measured in the same rounds.
 //
 //   cpu_speed [threads = 2] [rounds = 21] [element = f32] [clock = wall] [shape]
 //
-// Each time is a median, with its ratio to the floor; in brackets the ratio of the shortest times, for what it tells where
-// others work on the machine. clock = cpu counts the processor time of the threads, divided by their number.
+// Each time is a median, with its ratio to the floor; in brackets the ratio of the shortest times, for what it tells
+// where others work on the machine. clock = cpu counts the processor time of the threads, divided by their number.
 //
 // Floors, per element: forward 2 reads and 1 write, backward 4 reads and 1 write, moments 1 read, normalize 1 read and
 // 1 write, gradient_sums 2 reads, gradient_apply 2 reads and 1 write. A copy is 1 read and 1 write.
@@ -48,7 +48,9 @@ class Pool final : public Parallel {
   }
 
   /// The processor time of all threads in tasks so far, divided by their number.
-  double cpu_seconds() const { return 1e-9 * static_cast<double>(nanoseconds_) / static_cast<double>(threads_.size() + 1); }
+  double cpu_seconds() const {
+    return 1e-9 * static_cast<double>(nanoseconds_) / static_cast<double>(threads_.size() + 1);
+  }
 
   void run(size_t tasks, Task task, void* data) override {
     task_ = task, data_ = data;
