@@ -1,6 +1,6 @@
 """Run the full product of the layers' arguments against TensorFlow, and write down what held.
 
-    python -m tools.conformance.full [--folder DIR] [--every N] [--api API ...] [--write]
+    python -m tools.conformance.full [--folder DIR] [--every N] [--api API ...] [--jobs N] [--write]
 
 TensorFlow's results are kept in the folder, so a second run judges alone. ``--write`` puts the counts into
 ``tools/conformance/RESULTS.json``, from which ``tools.conformance.table`` takes them. Exit code: 1 if a case failed.
@@ -13,7 +13,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tests.conformance.layers import full
 from tests.conformance.layers.arrays import draw
@@ -30,18 +32,23 @@ Outcome = tuple[Case, str, str]
 """A case, a product (or "TensorFlow"), and what is wrong ("" if nothing)."""
 
 
-def judged(cases: Sequence[Case], folder: Path) -> Iterator[Outcome]:
-    """Run cases in TensorFlow, and judge every product."""
-    for name, of_process in batches.batches(cases).items():
-        for first in range(0, len(of_process), AT_ONCE):
-            some = of_process[first : first + AT_ONCE]
-            facts, results = batches.run(name, some, folder / f"{name}-{first}")
-            for case in some:
-                if "error" in facts[case.id]:
-                    yield case, "TensorFlow", facts[case.id]["message"][:300]
-                    continue
-                for product in PRODUCTS:
-                    yield case, product, verdict(case, product, part(results, case.id))
+def judged(cases: Sequence[Case], folder: Path, jobs: int = 1) -> Iterator[Outcome]:
+    """Run cases in TensorFlow, and judge every product, in some processes."""
+    with ProcessPoolExecutor(jobs) as pool:
+        for name, of_process in batches.batches(cases).items():
+            for first in range(0, len(of_process), AT_ONCE):
+                some = of_process[first : first + AT_ONCE]
+                facts, results = batches.run(name, some, folder / f"{name}-{first}")
+                theirs = [part(results, case.id) for case in some]
+                for found in pool.map(outcomes, some, [facts[case.id] for case in some], theirs, chunksize=10):
+                    yield from found
+
+
+def outcomes(case: Case, facts: dict[str, Any], results: Arrays) -> list[Outcome]:
+    """Judge every product of a case."""
+    if "error" in facts:
+        return [(case, "TensorFlow", facts["message"][:300])]
+    return [(case, product, verdict(case, product, results)) for product in PRODUCTS]
 
 
 def verdict(case: Case, product: str, results: Arrays) -> str:
@@ -73,13 +80,14 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where TensorFlow's results are kept")
     parser.add_argument("--every", type=int, default=1, help="take every N-th case alone")
     parser.add_argument("--api", nargs="*", choices=APIS, default=APIS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that judge")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
     cases = [case for case in full.every_case() if case.api in options.api][:: options.every]
     folder = options.folder or Path(tempfile.mkdtemp(prefix="conformance"))
     counts: Counter[tuple[str, str, str]] = Counter()
     failed, began, done = 0, time.monotonic(), set()
-    for case, product, wrong in judged(cases, folder):
+    for case, product, wrong in judged(cases, folder, options.jobs):
         for argument in ["all", *arguments_of(case)]:
             counts[case.api, argument, product] += 1
             counts[case.api, argument, f"{product} failed"] += bool(wrong)

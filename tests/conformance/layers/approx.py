@@ -84,8 +84,17 @@ class Approx:
 
     def sqrt(self) -> "Approx":
         """Return the square root of what is not negative."""
-        value = np.sqrt(self.value)
-        return self._result(value, value - np.sqrt(np.maximum(self.value - self.error, 0)) + 0.0, 2)
+        value, low, high = np.sqrt(self.value), *np.sqrt(self._range(0.0))
+        return self._result(value, np.maximum(value - low, high - value), 2)
+
+    def inverse_sqrt(self, least: float) -> "Approx":
+        """Return 1/√ of what is never below a bound, however large its error: a variance beside epsilon."""
+        value, low, high = 1 / np.sqrt(self.value), *(1 / np.sqrt(self._range(least)))
+        return self._result(value, np.maximum(low - value, value - high), 5)  # √, 1/ and their approximations
+
+    def _range(self, least: float) -> Array:
+        """Return the lowest and the highest number that is meant."""
+        return np.stack([np.maximum(self.value - self.error, least), self.value + self.error])
 
     def at_least(self, bound: Operand) -> "Approx":
         """Return the maximum with a bound."""

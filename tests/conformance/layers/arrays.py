@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 
+from tests.conformance.layers import given
 from tests.conformance.layers.cases import DTYPES, Array, Case
 from tests.conformance.layers.exchange import Arrays
 
@@ -15,7 +16,7 @@ STATISTICS = ("moving_mean", "moving_variance")
 RENORM_STATISTICS = ("moving_stddev", "renorm_mean", "renorm_stddev")
 
 OFFSETS = {"normal": 0.5, "mean 1e2": 1e2, "mean 1e3": 1e3, "mean 1e4": 1e4, "mean 1e5": 1e5}
-DATA = (*OFFSETS, "constant", "large", "tiny", "nan", "inf", "masked nan", "integers")
+DATA = (*OFFSETS, "constant", "large", "tiny", "wide", "nan", "inf", "masked nan", "integers", *given.DATA)
 
 
 def rounded(values: Array, dtype: str) -> Array:
@@ -31,7 +32,7 @@ def draw(case: Case) -> Arrays:
         arrays[f"start/{name}"] = value
     for step in range(len(case.steps)):
         for replica, shape in enumerate(case.shares):
-            arrays[f"x/{step}/{replica}"] = rounded(_data(case, shape, rng, step), case.dtype)
+            arrays[f"x/{step}/{replica}"] = rounded(_data(case, shape, rng, step, replica), case.dtype)
             arrays[f"w/{step}/{replica}"] = rounded(rng.normal(size=shape), case.dtype)
             if case.mask:
                 arrays[f"mask/{step}/{replica}"] = mask(case.mask, shape, rng, replica)
@@ -56,7 +57,9 @@ def start(case: Case, rng: np.random.Generator) -> Arrays:
     return {name: rounded(value, kind) for name, value in values.items()}
 
 
-def _data(case: Case, shape: tuple[int, ...], rng: np.random.Generator, step: int) -> Array:
+def _data(case: Case, shape: tuple[int, ...], rng: np.random.Generator, step: int, replica: int) -> Array:
+    if case.data in given.DATA:
+        return given.DATA[case.data](shape, replica)
     values = rng.normal(size=shape)
     channel = [n if axis in case.axes else 1 for axis, n in enumerate(shape)]
     spread = rng.uniform(0.5, 1.5, channel)
@@ -69,6 +72,8 @@ def _data(case: Case, shape: tuple[int, ...], rng: np.random.Generator, step: in
         return rng.integers(995, 1010, shape).astype(np.float64)
     if case.data == "tiny":
         return values * 1e-3
+    if case.data == "wide":
+        return values * 10 + 5
     values = values * spread + offset + OFFSETS.get(case.data, 0.5)
     if case.data in {"nan", "inf"} and values.size and step == 1:
         values.flat[0] = np.nan if case.data == "nan" else np.inf
@@ -81,9 +86,11 @@ def mask(kind: str, shape: tuple[int, ...], rng: np.random.Generator, replica: i
     """Return a mask of one dimension less than the input.
 
     Kinds: "partial", "none left" (all masked), "first masked" (all of the first replica), "broadcast" (length 1 along
-    the second axis), "fractional" (weights), "one left" (W = 1), "two left" (W = 2).
+    the second axis), "fractional" (weights), "one left" (W = 1), "two left" (W = 2), and the given ones.
     """
     outer = shape[:-1]
+    if kind in given.MASKS:
+        return given.MASKS[kind](outer)
     if kind == "none left" or (kind == "first masked" and replica == 0):
         return np.zeros(outer)
     if kind in {"one left", "two left"}:

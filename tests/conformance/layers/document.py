@@ -66,6 +66,9 @@ The 45 cases of the semantics, and in how many places each is tested (`tests/con
 |---|---|---|
 {numbers}
 
+The cases of the published tests of tf_keras and Keras 3, rebuilt from what they say, are in
+`tests/conformance/layers/test_tf_keras_published.py`; it also lists those that have no counterpart here.
+
 ## The full product
 
 `python -m tools.conformance.full`: every legal combination of the arguments that change the formula, the others drawn.

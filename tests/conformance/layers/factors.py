@@ -112,13 +112,6 @@ def _ghost(row: Row) -> bool:
     return axis != 0 and len(shape) > 1 and row["adjustment"] == "no" and row["mask"] == "no"
 
 
-def _noise(row: Row) -> bool:
-    """Few elements and a large mean: of E[x²] − E[x]² nothing but noise is left, in TensorFlow."""
-    one_pass = row["api"] == "sync" or row["synchronized"] == "yes"
-    few = row["ghost"] != "no" or row["mask"] != "no"
-    return not (one_pass and few and row["data"] != "normal")
-
-
 def _mask(row: Row) -> bool:
     rank = len(PLACES[row["place"]][0])
     return rank > {"no": 0, "partial": 1, "broadcast": 2}[row["mask"]]
@@ -159,9 +152,6 @@ def _double(row: Row) -> bool:
     if row["dtype"] != "float64" or row["api"] == "keras3":
         return True
     return row["renorm"] == "no" and row["parameters"] == "plain"
-
-
-RULES = (_place, _fused, _ghost, _noise, _mask, _replicas, _learning, _two_ways, _double, _frozen)
 
 
 def case_of(api: Api, row: Row, kind: str, name: str) -> Case:

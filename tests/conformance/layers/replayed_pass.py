@@ -79,14 +79,16 @@ class Pass:
             squares = total([p * p * w for p, w in zip(self._parts, self._weights, strict=True)], REDUCED) / whole
             self.var = (squares - self.mean * self.mean).at_least(0.0)
             return
-        # Σ(x − m')² = Σ(x − m)² + W·(m' − m)²: the error of the mean counts in second order
-        mean = self.mean.exact()
-        squares = total([self._square(p, w, mean) for p, w in zip(self._parts, self._weights, strict=True)], REDUCED)
-        self.var = (squares / whole).off_by(self.mean.error**2)
+        # Σw·(x − m')² = Σw·(x − m)² − 2·(m' − m)·Σw·(x − m) + W·(m' − m)²: the error of the mean counts in second
+        # order, but for Keras 3, whose denominator leaves Σw·(x − m) above 0
+        centred = [p - self.mean.exact()[:, None] for p in self._parts]
+        squares = total([c * c * w for c, w in zip(centred, self._weights, strict=True)], REDUCED)
+        left = np.abs(self._left(centred).value) / whole
+        self.var = (squares / whole).off_by(self.mean.error * (self.mean.error + 2 * left))
 
-    def _square(self, part: Approx, weight: Array, mean: Approx) -> Approx:
-        centred = part - mean[:, None]
-        return centred * centred * weight
+    def _left(self, centred: list[Approx]) -> Approx:
+        """Return Σw·(x − mean)."""
+        return total([c.exact() * w for c, w in zip(centred, self._weights, strict=True)], REDUCED).exact()
 
     def averages(self) -> tuple[Approx, Approx]:
         """Return mean and variance averaged over the ghost batches, [C]."""
@@ -99,8 +101,8 @@ class Pass:
         """Return Y, and the gradients with regard to X, gamma and beta."""
         unit = self._numerics.unit
         gamma, beta = state.get("gamma", Approx(1.0, 0.0, unit)), state.get("beta", Approx(0.0, 0.0, unit))
-        spread = (self.var + self._epsilon).sqrt()
-        inv = (1.0 / spread).off_by(2 * unit / spread.value)  # reciprocal square roots are approximations
+        # no variance is negative, be it noise: 1/√ is bounded by epsilon
+        inv = (self.var + self._epsilon).inverse_sqrt(float(self._epsilon.value - self._epsilon.error))
         ys, direct, dgammas, dbetas, of_inv, of_mean = [], [], [], [], [], []
         channels = gamma.value.shape or (self.mean.value.shape[-1],)
         for x, dy, (p, q) in zip(self._all_parts, grads, transforms, strict=True):
@@ -129,11 +131,11 @@ class Pass:
         whole = np.where(self._total > self._eta, self._total, np.inf)
         d_mean = -total(of_mean, REDUCED)
         d_var = total(of_inv, REDUCED) * (inv * inv * inv) * -0.5
+        if self._numerics.one_pass:  # max(E[x²] − E[x]², 0) hands no gradient on where rounding makes it negative
+            d_var = d_var.off_by(np.where(self.var.value < self.var.error, np.abs(d_var.value), 0.0))
         centred = [p - self.mean[:, None] for p in self._parts]
         if not self._numerics.one_pass:
-            # Σw·(x − mean) is 0, but for the denominator of Keras 3
-            left = total([c.exact() * w for c, w in zip(centred, self._weights, strict=True)], REDUCED).exact()
-            d_mean = d_mean - d_var * left * 2.0 / whole
+            d_mean = d_mean - d_var * self._left(centred) * 2.0 / whole
         else:  # 2·x·dvar − 2·mean·dvar: as in _times_centred
             unit, mean = self._numerics.unit, np.abs(self.mean.value)[:, None]
             centred = [c.off_by(2 * unit * (np.abs(p.value) + mean)) for c, p in zip(centred, self._parts, strict=True)]

@@ -75,6 +75,24 @@ def test_a_running_error_holds_what_it_promises() -> None:
     assert total([Approx(np.ones(3))] * 2, (0,)).value == 6
 
 
+def test_a_variance_of_which_noise_is_left_has_an_error() -> None:
+    """E[x²] − E[x]² of three float32 numbers with a large mean: it may be anything, 1/√(var + epsilon) may not."""
+    rng, one, epsilon = np.random.default_rng(0), np.float32(1), np.float32(1e-3)
+    noisy = 0
+    for _ in range(300):
+        x = (10.0 ** rng.uniform(1, 4) + rng.normal(size=(3, 4))).astype(np.float32)
+        means = [v.sum(0, dtype=np.float32) / np.float32(3) for v in (x, x * x)]
+        single = one / np.sqrt(np.maximum(means[1] - means[0] ** 2, 0) + epsilon)
+        approx = Approx(x, 0.0, 2.0**-24)
+        var = ((approx * approx).sum((0,)) / 3 - (approx.sum((0,)) / 3) * (approx.sum((0,)) / 3)).at_least(0.0)
+        wanted = (var + float(epsilon)).inverse_sqrt(float(epsilon))
+        exact = 1 / np.sqrt(x.astype(float).var(0) + float(epsilon))
+        noisy += int((var.error > var.value + epsilon).sum())
+        assert (np.abs(single - exact) <= wanted.error).all()
+        assert np.isfinite(wanted.error).all()
+    assert noisy > 100
+
+
 def test_the_tolerances_are_tight() -> None:
     """Of plain data in float32 and float64: half of them are of a few roundings, and hardly any above 1e-4."""
     found = []

@@ -1,4 +1,4 @@
-"""What cannot be said as a case: one function for each, of the case that carries its name."""
+"""What cannot be said as a case: one function for each, of the cases whose name begins with its own."""
 
 import warnings
 from typing import Any
@@ -16,14 +16,15 @@ v1 = tf.compat.v1
 
 def run(case: Case, arrays: Arrays) -> Result:
     """Run the probe that a case names."""
-    found: Result = globals()[case.name](case, arrays)
+    found: Result = globals()[case.name.partition(" ")[0]](case, arrays)
     return found
 
 
 def _built(case: Case, arrays: Arrays) -> Any:
     layer = build.new_layer(case)
     layer.build(case.shape)
-    build.set_start(layer, arrays)
+    if not case.own_start:
+        build.set_start(layer, arrays)
     return layer
 
 
@@ -146,3 +147,36 @@ def renorm_arguments(_case: Case, _: Arrays) -> Result:
         except ValueError as error:
             facts[name] = str(error)
     return facts, {}
+
+
+def its_own_output(case: Case, arrays: Arrays) -> Result:
+    """Call a layer on what it gave the step before; all but the last in a tf.function of its own, if asked for."""
+    layer = _built(case, arrays)
+    y = tf.constant(arrays["x/0/0"], tf.float32)
+    found: Arrays = {}
+    for step, training in enumerate(case.steps):
+        wrapped = case.training == "tensor" and step + 1 < len(case.steps)
+        call = tf.function(layer) if wrapped else layer
+        y = call(y, training=training)
+        found |= {f"{step}/y": build.as_float64(y)}
+        found |= {f"{step}/{name}": value for name, value in _values(layer).items()}
+    return {}, found
+
+
+def partial_batches(case: Case, arrays: Arrays) -> Result:
+    """Call a layer on an empty batch, in a strategy that is told to expect one."""
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    strategy.extended.enable_partial_batch_handling = True
+    with strategy.scope():
+        layer = _built(case, arrays)
+
+    def step() -> Any:
+        parameters = build.trained(layer)
+        with tf.GradientTape() as tape:
+            y = layer(tf.constant(arrays["x/0/0"], tf.float32), training=True)
+            loss = tf.reduce_sum(y)
+        return y, tape.gradient(loss, parameters), [v.name for v in tape.watched_variables()]
+
+    y, gradients, watched = strategy.run(step)
+    found = {"y": build.as_float64(y)} | {f"d{name}": build.flat(value) for name, value in gradients.items()}
+    return {"watched": watched, "fused": layer.fused}, found | _values(layer)
