@@ -25,10 +25,11 @@ This file is written by `python -m tools.conformance.table`; a test holds it to 
 
 Every case builds the real layer in TensorFlow 2.21 (tf_keras 2.21, Keras 3.15) on CPU, gives it weights and moving
 statistics that are neither 0 nor 1, and takes five training steps and one of inference. Y, every statistic after each
-step, and the gradients with regard to X, gamma and beta are compared with three products, each keeping its own state:
+step, and the gradients with regard to X, gamma and beta are compared with four products, each keeping its own state:
 
 - **reference**: `bnpass/semantics/reference.py`, float64 NumPy;
 - **body**: the layer as a model of our operators with their function bodies, in stock ONNX Runtime;
+- **kernel**: the same model without these bodies, run by the kernels on the CPU; several replicas are threads;
 - **expanded**: the same model after `ExpandSyncBatchNorm`, without our operators. Several replicas run side by side.
 
 The tolerance of each number is derived, not chosen: a running error analysis of TensorFlow's order of operations
@@ -41,10 +42,10 @@ in a graph with TensorFlow 2 behaviour disabled; **V1** is `tf.compat.v1.keras.l
 
 ## Each argument, each class
 
-{cases} cases, in each test run. A cell of the three products is the number of cases that hold.
+{cases} cases, in each test run. A cell of the four products is the number of cases that hold.
 
-| row | class | cases | reference | body | expanded |
-|---|---|---|---|---|---|
+| row | class | cases | reference | body | kernel | expanded |
+|---|---|---|---|---|---|---|
 {rows}
 
 ## Deviations
@@ -94,7 +95,7 @@ def cell(row: Row, api: Api, count: int, held: list[int]) -> str:
     """Return a line of the table: the numbers of cases that hold, or why there are none."""
     if api in row.taken:
         return f"| {row.says} | {NAMES[api]} | {count} | {' | '.join(map(str, held))} |"
-    return f"| {row.says} | {NAMES[api]} | 0 | {row.otherwise(api)} | – | – |"
+    return f"| {row.says} | {NAMES[api]} | 0 | {row.otherwise(api)} | – | – | – |"
 
 
 def lines() -> dict[tuple[str, str], list[str]]:
@@ -102,6 +103,6 @@ def lines() -> dict[tuple[str, str], list[str]]:
     found = {}
     for line in DOCUMENT.read_text(encoding="utf-8").partition("## Deviations")[0].splitlines():
         cells = [part.strip() for part in line.strip("|").split(" | ")]
-        if len(cells) == 6 and cells[1] in NAMES.values():
+        if len(cells) == 7 and cells[1] in NAMES.values():
             found[cells[0], cells[1]] = cells[2:]
     return found

@@ -16,11 +16,12 @@ from tests.conformance.layers.bounds import Bounds
 from tests.conformance.layers.cases import Array, Case
 from tests.conformance.layers.exchange import Arrays, part
 from tests.conformance.layers.meaning import Named
-from tests.conformance.layers.products import Product, Reference, expanded, with_bodies
+from tests.conformance.layers.products import Product, Reference, expanded, with_bodies, with_kernels
 
 PRODUCTS: dict[str, Callable[[Case, Named], Product]] = {
     "reference": Reference,
     "body": with_bodies,
+    "kernel": with_kernels,
     "expanded": expanded,
 }
 SAFETY = 2.0

@@ -1,4 +1,4 @@
-"""The three products that are judged: the reference, the model with function bodies, the expanded model.
+"""The products that are judged: the reference; the model run by function bodies, by the kernels, and expanded.
 
 Each takes the same steps as the layer and keeps its own state. What a step returns has the keys of the TensorFlow
 side: ``r/y``, ``r/dx``, ``r/dgamma``, ``r/dbeta`` and the variables after the step, for each replica r.
@@ -103,8 +103,10 @@ class Reference:
 class Model:
     """The layer as an ONNX model, run in ONNX Runtime."""
 
-    def __init__(self, case: Case, start: Named, change: Callable[[ir.Model], None]) -> None:
-        self._case, self._change = case, change
+    def __init__(
+        self, case: Case, start: Named, change: Callable[[ir.Model], object], *, kernels: bool = False
+    ) -> None:
+        self._case, self._change, self._kernels = case, change, kernels
         self._layer = meaning.layer(case)
         self.state = [start] * len(case.shares)
         self._runs: dict[bool | None, Run] = {}
@@ -137,7 +139,7 @@ class Model:
             opset=OPSET,
         )
         self._change(model)
-        return runner(model, len(self._case.shares))
+        return runner(model, len(self._case.shares), kernels=self._kernels)
 
     def _feeds(self, x: Array, dy: Array, mask: Array | None, training: bool, state: Named) -> Arrays:
         kept = np.dtype(self._layer.parameter_dtype)
@@ -160,15 +162,7 @@ def _of_any_batch(layer: Resolved, case: Case) -> Resolved:
     return replace(layer, input_shape=shape)
 
 
-def _add_bodies(model: ir.Model) -> None:
-    add_bodies(model)
-
-
-def _expand(model: ir.Model) -> None:
-    ExpandSyncBatchNorm()(model)
-
-
-CHANGES: dict[str, Callable[[ir.Model], None]] = {"body": _add_bodies, "expanded": _expand}
+CHANGES: dict[str, Callable[[ir.Model], object]] = {"body": add_bodies, "expanded": ExpandSyncBatchNorm()}
 """What makes a model of our operators run in stock ONNX Runtime."""
 
 
@@ -180,3 +174,8 @@ def with_bodies(case: Case, start: Named) -> Model:
 def expanded(case: Case, start: Named) -> Model:
     """Return the product of the expansion."""
     return Model(case, start, CHANGES["expanded"])
+
+
+def with_kernels(case: Case, start: Named) -> Model:
+    """Return the product that only kernels can run: it has no bodies."""
+    return Model(case, start, lambda _: None, kernels=True)

@@ -1,6 +1,7 @@
 """Run a model on one or several replicas in ONNX Runtime, fed with and giving float64 arrays."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx_ir as ir
@@ -33,12 +34,15 @@ def at_the_border(model: ir.Model) -> None:
             model.graph.append(cast)
 
 
-def runner(model: ir.Model, replicas: int) -> Run:
-    """Return a function that runs a model on some replicas."""
+def runner(model: ir.Model, replicas: int, *, kernels: bool = False) -> Run:
+    """Return a function that runs a model on some replicas, in stock ONNX Runtime or by our kernels."""
     at_the_border(model)
     types = {str(value.name): value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
     names = [str(value.name) for value in model.graph.outputs]
-    run = _one(model, names) if replicas == 1 else _several(model, names)
+    if kernels:
+        run = _with_kernels(model, names, replicas)
+    else:
+        run = _one(model, names) if replicas == 1 else _several(model, names)
 
     def typed(feeds: Sequence[Arrays]) -> list[Arrays]:
         given = [{name: np.asarray(feed[name], kind) for name, kind in types.items()} for feed in feeds]
@@ -47,12 +51,16 @@ def runner(model: ir.Model, replicas: int) -> Run:
     return typed
 
 
-def _one(model: ir.Model, names: list[str]) -> Run:
+def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    return options
+
+
+def _one(model: ir.Model, names: list[str]) -> Run:
     proto = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(proto, _options(), providers=["CPUExecutionProvider"])
 
     def run(feeds: Sequence[Arrays]) -> list[Arrays]:
         (feed,) = feeds
@@ -66,5 +74,21 @@ def _several(model: ir.Model, names: list[str]) -> Run:
 
     def run(feeds: Sequence[Arrays]) -> list[Arrays]:
         return [{name: one[name] for name in names} for one in run_replicas(model, feeds)]
+
+    return run
+
+
+def _with_kernels(model: ir.Model, names: list[str], replicas: int) -> Run:
+    from bnpass.runtime import session, threads
+
+    proto = ir.to_proto(model)
+    groups = threads(replicas)
+    sessions = [session(proto, group=group, options=_options()) for group in groups]
+
+    def run(feeds: Sequence[Arrays]) -> list[Arrays]:
+        assert len(groups) == len(feeds)  # a group that is forgotten would have left
+        with ThreadPoolExecutor(replicas) as pool:
+            futures = [pool.submit(one.run, names, feed) for one, feed in zip(sessions, feeds, strict=True)]
+            return [dict(zip(names, future.result(), strict=True)) for future in futures]
 
     return run

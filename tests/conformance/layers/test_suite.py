@@ -116,7 +116,7 @@ def test_the_tolerances_are_tight() -> None:
 def test_the_document_says_it(row: Row, api: Api) -> None:
     cells = lines()[row.says, NAMES[api]]
     count = str(counted(row.key, api))
-    assert cells == ([count] * 4 if api in row.taken else ["0", row.otherwise(api), "–", "–"])
+    assert cells == ([count] * 5 if api in row.taken else ["0", row.otherwise(api), "–", "–", "–"])
 
 
 def test_the_document_has_every_deviation_and_no_failure() -> None:
@@ -127,7 +127,6 @@ def test_the_document_has_every_deviation_and_no_failure() -> None:
         assert f"| {number} | {case.says} | {len(case.where)} |" in text
 
 
-@pytest.mark.xfail(raises=ValueError, reason="the full product has not been run to its end yet")
 def test_the_full_product_has_no_failure() -> None:
     full = DOCUMENT.read_text(encoding="utf-8").partition("## The full product")[2]
     found = [line.strip("| ").split(" | ") for line in full.splitlines() if line.startswith("| ")][1:]
