@@ -10,6 +10,10 @@ constexpr size_t KiB = 1024;
 constexpr size_t bytes_of_task = 64 * KiB;
 /// What is still in the second-level cache when it is read a second time.
 constexpr size_t bytes_in_cache = 512 * KiB;
+/// The same, of a block that goes by runs: all of the second-level cache, since longer stretches gain more than they lose.
+constexpr size_t bytes_of_runs = 1024 * KiB;
+/// Tasks that are given up for channels that lie one behind the other: the prefetcher begins anew with each stretch.
+constexpr size_t channels_together = 4;
 /// So much of a row is read at least: one column after the other would make nothing of the prefetcher.
 constexpr size_t bytes_of_row = 256;
 /// With fewer independent blocks than this, several threads share a block.
@@ -51,8 +55,8 @@ void cut_rows(Cut& cut, size_t bytes, size_t wanted) {
 
 void cut_runs(Cut& cut, size_t bytes, size_t wanted) {
   const Geometry& view = cut.view;
-  const size_t most = std::min(max_run_channels, bytes_in_cache / (view.count() * bytes));
-  cut.block = std::clamp<size_t>(most, 1, divided_up(view.channels * view.groups, wanted));
+  const size_t most = std::min(max_run_channels, bytes_of_runs / (view.count() * bytes));
+  cut.block = std::clamp<size_t>(most, 1, channels_together * divided_up(view.channels * view.groups, wanted));
   cut.block = std::min(cut.block, view.channels);
   cut.blocks = divided_up(view.channels, cut.block);
   if (cut.tiles() < std::min(wanted, enough_blocks)) {
