@@ -47,8 +47,8 @@ def get_library_path(library: Library = "cpu") -> str:
         if candidate.is_file():
             return str(candidate)
     raise MissingDependencyError(
-        f"{FILES[library]} was not built when bnpass was installed, for want of {_NEEDS[library]}: "
-        "install that, then run pip install --force-reinstall --no-deps --no-cache-dir bnpass"
+        f"{FILES[library]} was not built when bnpass was installed; it takes {_NEEDS[library]}. "
+        "pip install -v --force-reinstall --no-deps --no-cache-dir bnpass builds it, or says why it cannot"
     )
 
 

@@ -1,4 +1,4 @@
-"""`models/digits_cnn`: the file reaches its recorded accuracy and holds a BN at every place it claims."""
+"""`models/digits_cnn`: the file reaches its recorded accuracy, and holds a BN at every place it claims."""
 
 import json
 import runpy
@@ -62,9 +62,12 @@ def right_answers(model: Path) -> tuple[int, int]:
     x, y = load_test_split()
     assert x.shape == (RECORD["test_size"], 8, 8, 1)
     assert (x.min(), x.max()) == (0.0, 1.0)
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(None, {"image": x})
+    (probabilities,) = run(model.read_bytes(), x)
     return int((probabilities.argmax(axis=1) == y).sum()), len(y)
+
+
+def run(model: bytes, image: np.ndarray) -> list[np.ndarray]:
+    return ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": image})
 
 
 def test_the_file_reaches_the_recorded_accuracy() -> None:
@@ -123,5 +126,52 @@ def test_the_exporter_has_folded_plain_convolutions_already(graph: onnx.GraphPro
 
 
 def test_the_files_are_small() -> None:
-    for suffix in ("onnx", "keras", "json"):
-        assert 0 < (MODELS / f"digits_cnn.{suffix}").stat().st_size < 400_000
+    for name in ("digits_cnn.onnx", "digits_cnn.keras", "digits_cnn.json", "digits_cnn_training.onnx"):
+        assert 0 < (MODELS / name).stat().st_size < 400_000
+
+
+@pytest.fixture
+def training() -> onnx.ModelProto:
+    return onnx.load(MODELS / "digits_cnn_training.onnx")
+
+
+def normalizations(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+
+
+def test_the_training_graph_is_what_its_script_makes(training: onnx.ModelProto) -> None:
+    build: Callable[[], onnx.ModelProto] = runpy.run_path(str(MODELS / "digits_cnn_training.py"))["build"]
+    assert build() == training
+    onnx.checker.check_model(training, full_check=True)
+
+
+def test_every_normalization_trains_and_hands_out_its_statistics(training: onnx.ModelProto) -> None:
+    nodes, outputs = normalizations(training), [output.name for output in training.graph.output]
+    assert len(nodes) == 7
+    assert all(attribute.i for node in nodes for attribute in node.attribute if attribute.name == "training_mode")
+    assert outputs == ["probabilities", *(name for node in nodes for name in node.output[1:])]
+    (image,) = training.graph.input
+    assert image.type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_without_training_mode_it_is_the_exported_network(training: onnx.ModelProto) -> None:
+    for node in normalizations(training):
+        del node.output[1:]
+        (mode,) = (attribute for attribute in node.attribute if attribute.name == "training_mode")
+        node.attribute.remove(mode)
+    del training.graph.output[1:]
+    image = np.random.default_rng(0).uniform(0, 1, (50, 8, 8, 1)).astype(np.float32)
+    (found,) = run(training.SerializeToString(), image)
+    (exported,) = run((MODELS / "digits_cnn.onnx").read_bytes(), image)
+    assert np.abs(found - exported).max() < 1e-5
+
+
+def test_with_momentum_0_it_hands_out_the_statistics_of_the_batch(training: onnx.ModelProto) -> None:
+    dense = normalizations(training)[-1]
+    for attribute in dense.attribute:
+        if attribute.name == "momentum":
+            attribute.f = 0.0
+    training.graph.output.append(onnx.helper.make_tensor_value_info(dense.input[0], onnx.TensorProto.FLOAT, None))
+    *_, mean, var, x = run(training.SerializeToString(), np.random.default_rng(0).random((50, 8, 8, 1), np.float32))
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(var, x.var(0), rtol=1e-3, atol=1e-6)

@@ -1,6 +1,6 @@
 """Write docs/conformance.md: what holds for each row of the promise and each class.
 
-    python -m tools.conformance.table [--folder DIR]
+    python -m tools.conformance.table [--folder DIR] [--jobs N]
 
 Runs the cases of the test suite in TensorFlow and judges all products, which takes some minutes; the counts of the
 full product come from ``RESULTS.json`` (``tools.conformance.full --write``). Exit code: 1 if something does not hold.
@@ -72,10 +72,12 @@ def main() -> int:
     """Run the suite and write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where TensorFlow's results are kept")
-    folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="conformance"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes that judge")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="conformance"))
     held: Counter[tuple[str, str, str]] = Counter()
     wrong: list[tuple[Case, str, str]] = []
-    for case, product, what in judged([*cases(), *CASES], folder):
+    for case, product, what in judged([*cases(), *CASES], folder, options.jobs):
         held[case.row, case.api, product] += not what
         wrong += [(case, product, what)] if what else []
     for case, product, what in wrong:

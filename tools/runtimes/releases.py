@@ -1,20 +1,23 @@
-"""Run the bodies of the operators in old releases of ONNX Runtime.
+"""Run the bodies and the kernels of the operators in many releases of ONNX Runtime.
 
     python tools/runtimes/releases.py [RELEASE ...] [--every N] [--keep FOLDER] [--write]
 
-Each release gets a virtual environment of its own, made by pip, and runs the cases of tests/unit/ops/body_cases.py; a
-crash ends one case, not the run. ``--write`` writes RESULTS.md. Exit code: 0 if all releases from the oldest one that
-is supported are right, 1 if not.
+Without RELEASE: some old ones, and all from 1.18.0 that pip has for this Python. Each gets a virtual environment of its
+own, made by pip, and runs the cases of tests/unit/ops/body_cases.py twice: nodes with their bodies, and nodes without
+them, for the kernels, which need a built library (BNPASS_LIBRARY names another one). A crash ends one case, not the
+run. ``--write`` writes RESULTS.md. Exit code: 0 if all releases from the oldest one that is supported are right, and
+the kernels refused by name in those that are too old for them; 1 if not.
 """
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,25 +26,17 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bnpass.runtime import get_library_path
 from tests.unit.ops.body_cases import Case, all_cases
 
 RUNNER = Path(__file__).with_name("run_cases.py")
 RESULTS = Path(__file__).with_name("RESULTS.md")
-RELEASES = (
-    "1.15.0",
-    "1.15.1",
-    "1.16.0",
-    "1.16.3",
-    "1.17.0",
-    "1.17.3",
-    "1.18.0",
-    "1.19.0",
-    "1.20.0",
-    "1.24.4",
-    "1.31.1",
-)
+OLD_RELEASES = ("1.15.0", "1.15.1", "1.16.0", "1.16.3", "1.17.0", "1.17.3")
 OLDEST = (1, 16)
-"""The oldest release that runs everything."""
+"""The oldest release that runs all bodies."""
+
+OLDEST_FOR_KERNELS = (1, 18)
+"""The oldest release that the kernels take; older ones are refused."""
 
 NUMPY_2 = (1, 19)
 """The first release that takes NumPy 2."""
@@ -50,12 +45,24 @@ OPSETS = (15, 18)
 """The opsets that are used in turn: from the oldest one for bodies to the one that models are made of."""
 
 LEVELS = ("off", "all")
-TEXT = """\
-# Old releases of ONNX Runtime
+SAID_BY_KERNELS = r"Status Message: [^\n]*(virtual_batch_size|ghost batches|axis|has the shape|expected)"
+"""What a kernel says of a node that does not fit."""
 
-Written by `tools/runtimes/releases.py --write`. Every case of `tests/unit/ops/body_cases.py`, a model of one operator
-with its body, runs twice on the CPU: graph optimizations off and on. *Right* means that the numbers are within the
-bounds of rounding, or, for what must be refused, that the node in charge said so.
+TEXT = """\
+# Releases of ONNX Runtime
+
+Written by `tools/runtimes/releases.py --write`. Every case of `tests/unit/ops/body_cases.py`, a model of one operator,
+runs twice on the CPU: graph optimizations off and on. *Right* means that the numbers are within the bounds of rounding,
+or, for what must be refused, that the node in charge said so.
+
+## Bodies
+
+"""
+KERNELS = """
+## Kernels
+
+The same nodes without bodies, so that only the kernels of one `libbnpass_ort.so` can run them. *Too old* means that
+registration raised "bnpass needs ONNX Runtime 1.18 or newer, this is ...", and that the process went on.
 
 """
 REMARK = """
@@ -73,16 +80,17 @@ drops unnamed outputs at the end of a node, so `add_bodies` gives the last one a
 
 @dataclass
 class Outcome:
-    """What one release made of the cases, each run twice."""
+    """What one release made of the cases, each run twice; ``wanted`` is what all of them should be."""
 
     release: str
+    wanted: str = "right"
     counts: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
 
     def add(self, kind: str, what: str) -> None:
         """Count one run of one case."""
         self.counts[kind] += 1
-        if kind != "right":
+        if kind != self.wanted:
             self.complaints.append(f"{kind}: {what}")
 
 
@@ -108,7 +116,22 @@ def environment(release: str, folder: Path) -> Path:
     return python
 
 
-def write_cases(cases: Sequence[Case], folder: Path, *, with_after: bool = False) -> dict[str, Case]:
+def offered() -> list[str]:
+    """Return the releases that the kernels take and pip has for this Python, the oldest first.
+
+    Raises:
+        subprocess.CalledProcessError: pip has no network.
+    """
+    command = [sys.executable, "-m", "pip", "index", "versions", "onnxruntime", "--disable-pip-version-check"]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    line = re.search(r"^Available versions: (.+)$", answer, re.MULTILINE)
+    releases = line[1].split(", ") if line else []
+    return [release for release in reversed(releases) if numbers(release) >= OLDEST_FOR_KERNELS]
+
+
+def write_cases(
+    cases: Sequence[Case], folder: Path, *, with_after: bool = False, with_bodies: bool = True
+) -> dict[str, Case]:
     """Write model and inputs of every case; return the cases by file name."""
     folder.mkdir(exist_ok=True)
     named = {f"case{number:04}": case for number, case in enumerate(cases)}
@@ -117,29 +140,50 @@ def write_cases(cases: Sequence[Case], folder: Path, *, with_after: bool = False
         model = case.model(first + number % (last - first + 1))
         for node in model.graph.node if with_after else ():
             node.input[:] = [operand or node.input[0] for operand in node.input]
+        if not with_bodies:
+            del model.functions[:]
         onnx.save(model, folder / f"{name}.onnx")
         np.savez(folder / f"{name}.npz", **case.feeds)
     return named
 
 
 def run(python: Path, folder: Path, named: dict[str, Case], release: str) -> Outcome:
-    """Run all cases with one interpreter and judge them."""
-    for stale in (f for level in LEVELS for f in folder.glob(f"case????.{level}.*")):
-        stale.unlink()
-    crashes = _run_through(python, folder, list(named))
+    """Run all cases, with bodies, by one interpreter and judge them."""
     outcome = Outcome(release)
-    for name, case in named.items():
-        for level in LEVELS:
-            outcome.add(*_judged(folder / f"{name}.{level}", case, crashes.get((name, level))))
+    for stem, case, crash in _runs(python, folder, named):
+        outcome.add(*_judged(stem, case, crash, case.fails))
     return outcome
 
 
-def _run_through(python: Path, folder: Path, names: list[str]) -> dict[tuple[str, str], int]:
+def run_kernels(python: Path, folder: Path, named: dict[str, Case], release: str, library: str) -> Outcome:
+    """Run all cases, without bodies, by one interpreter and a library of kernels, and judge them."""
+    outcome = Outcome(release, "right" if numbers(release) >= OLDEST_FOR_KERNELS else "too old")
+    for stem, case, crash in _runs(python, folder, named, library):
+        kind, what = _judged(stem, case, crash, SAID_BY_KERNELS if case.fails else "")
+        said = f"bnpass needs ONNX Runtime 1.18 or newer, this is {release}"
+        outcome.add("too old" if kind == "error" and what.endswith(said) else kind, what)
+    return outcome
+
+
+def _runs(
+    python: Path, folder: Path, named: dict[str, Case], *libraries: str
+) -> Iterator[tuple[Path, Case, int | None]]:
+    """Run all cases; yield what the files with each result begin with, the case, and the signal if it crashed."""
+    for stale in (f for level in LEVELS for f in folder.glob(f"case????.{level}.*")):
+        stale.unlink()
+    crashes = _run_through(
+        [str(python), "-W", "ignore", str(RUNNER), str(folder), *map(os.path.abspath, libraries)], list(named)
+    )
+    for name, case in named.items():
+        for level in LEVELS:
+            yield folder / f"{name}.{level}", case, crashes.get((name, level))
+
+
+def _run_through(command: list[str], names: list[str]) -> dict[tuple[str, str], int]:
     """Run cases until none is left; return where the process died, and of which signal."""
     crashes: dict[tuple[str, str], int] = {}
     bare = {"PATH": os.environ["PATH"]}
     while names:
-        command = [str(python), "-W", "ignore", str(RUNNER), str(folder)]
         done = subprocess.run(command, input=" ".join(names), capture_output=True, text=True, check=False, env=bare)
         if done.returncode == 0:
             break
@@ -152,14 +196,14 @@ def _run_through(python: Path, folder: Path, names: list[str]) -> dict[tuple[str
     return crashes
 
 
-def _judged(stem: Path, case: Case, crash: int | None) -> tuple[str, str]:
+def _judged(stem: Path, case: Case, crash: int | None, must_say: str) -> tuple[str, str]:
     where = f"{case.name} [{stem.suffix[1:]}]"
     if crash is not None:
         return "crash", f"{where}: signal {crash}"
     error = Path(f"{stem}.txt")
     if error.exists():
         text = error.read_text(encoding="utf-8")
-        is_right = case.fails and re.search(case.fails, text)
+        is_right = must_say and re.search(must_say, text)
         return ("right", "") if is_right else ("error", f"{where}: {text[:300]}")
     with np.load(f"{stem}.npz") as found:
         results = [found[f"arr_{i}"] for i in range(len(found.files))]
@@ -167,9 +211,8 @@ def _judged(stem: Path, case: Case, crash: int | None) -> tuple[str, str]:
     return ("wrong", f"{where}: {why}") if why else ("right", "")
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
+def table(outcomes: Iterable[Outcome], *kinds: str) -> str:
     """Return a Markdown table."""
-    kinds = ("right", "wrong", "error", "crash")
     lines = ["| ONNX Runtime | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
     lines += [f"| {o.release} | " + " | ".join(str(o.counts[kind]) for kind in kinds) + " |" for o in outcomes]
     return "\n".join(lines) + "\n"
@@ -178,29 +221,36 @@ def table(outcomes: Iterable[Outcome]) -> str:
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("releases", nargs="*", default=RELEASES)
+    parser.add_argument("releases", nargs="*")
     parser.add_argument("--every", type=int, default=1, help="run every N-th case only")
     parser.add_argument("--keep", type=Path, help="keep the environments in this folder")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     arguments = parser.parse_args()
     cases = all_cases()[:: arguments.every]
-    outcomes = []
+    bodies, kernels = [], []
     with tempfile.TemporaryDirectory(prefix="bnpass-runtimes-") as scratch:
-        plain, given = Path(scratch) / "plain", Path(scratch) / "given"
+        library = shutil.copy(get_library_path(), scratch)  # one build for all releases, whatever is built meanwhile
+        plain, given, alone = (Path(scratch) / name for name in ("plain", "given", "alone"))
         named = write_cases(cases, plain)
         write_cases(cases, given, with_after=True)
-        for release in arguments.releases:
+        write_cases(cases, alone, with_bodies=False)
+        for release in arguments.releases or [*OLD_RELEASES, *offered()]:
             python = environment(release, arguments.keep or Path(scratch))
-            outcomes.append(run(python, plain, named, release))
+            bodies.append(run(python, plain, named, release))
             if numbers(release) < OLDEST:
-                outcomes.append(run(python, given, named, f"{release}, `after` written"))
-    for outcome in outcomes:
-        print(outcome.release, *outcome.complaints[:10], sep="\n  ")
-    print(table(outcomes))
+                bodies.append(run(python, given, named, f"{release}, `after` written"))
+            kernels.append(run_kernels(python, alone, named, release, library))
+            print(release, dict(bodies[-1].counts), dict(kernels[-1].counts), file=sys.stderr, flush=True)
+    for title, outcomes in (("bodies", bodies), ("kernels", kernels)):
+        for outcome in outcomes:
+            print(f"{outcome.release}, {title}", *outcome.complaints[:10], sep="\n  ")
+    text = table(bodies, "right", "wrong", "error", "crash") + REMARK
+    text += KERNELS + table(kernels, "right", "too old", "wrong", "error", "crash")
+    print(text)
     if arguments.write:
-        RESULTS.write_text(TEXT + table(outcomes) + REMARK, encoding="utf-8")
-    supported = [outcome for outcome in outcomes if numbers(outcome.release.partition(",")[0]) >= OLDEST]
-    return 1 if any(outcome.complaints for outcome in supported) else 0
+        RESULTS.write_text(TEXT + text, encoding="utf-8")
+    supported = [outcome for outcome in bodies if numbers(outcome.release.partition(",")[0]) >= OLDEST]
+    return 1 if any(outcome.complaints for outcome in (*supported, *kernels)) else 0
 
 
 if __name__ == "__main__":

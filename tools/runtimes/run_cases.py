@@ -1,9 +1,10 @@
 """Run every model of a folder in the ONNX Runtime that is installed, with and without its optimizations.
 
-    python run_cases.py FOLDER < NAMES
+    python run_cases.py FOLDER [LIBRARY] < NAMES
 
 Needs nothing but onnxruntime and NumPy, of any age. NAME.onnx is fed NAME.npz; what comes out is NAME.LEVEL.npz, or
-NAME.LEVEL.txt with the error. The work is announced line by line, so that a crash can be told from what came before.
+NAME.LEVEL.txt with the error. LIBRARY is a library of kernels for the session to register. The work is announced line
+by line, so that a crash can be told from what came before.
 """
 
 import sys
@@ -19,7 +20,7 @@ LEVELS = {
 FATAL = 4
 
 
-def run(folder: Path, name: str, level: str) -> None:
+def run(folder: Path, name: str, level: str, libraries: "list[str]") -> None:
     """Run one model once."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
@@ -28,6 +29,8 @@ def run(folder: Path, name: str, level: str) -> None:
     with np.load(folder / (name + ".npz")) as feeds:
         inputs = {key: feeds[key] for key in feeds.files}
     try:
+        for library in libraries:
+            options.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(
             str(folder / (name + ".onnx")), options, providers=["CPUExecutionProvider"]
         )
@@ -41,11 +44,11 @@ def run(folder: Path, name: str, level: str) -> None:
 def main() -> None:
     """Run the cases that are named on standard input."""
     onnxruntime.set_default_logger_severity(FATAL)
-    folder = Path(sys.argv[1])
+    folder, *libraries = sys.argv[1:]
     for name in sys.stdin.read().split():
         for level in LEVELS:
             print(name, level, flush=True)
-            run(folder, name, level)
+            run(Path(folder), name, level, libraries)
 
 
 if __name__ == "__main__":
