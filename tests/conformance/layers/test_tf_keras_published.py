@@ -222,7 +222,7 @@ def test_what_is_fused(name: str, tensorflow: Oracle) -> None:
         {"adjustment": lambda _: (1, 0)},
         {"synchronized": True},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_what_cannot_be_fused_is_refused(arguments: dict[str, object]) -> None:
     """TensorFlow's side of it: ``refusals.py``."""
