@@ -35,7 +35,8 @@ def alive(word: str) -> list[int]:
 
 
 def test_all_ranks_run_and_what_they_print_is_collected(launcher: Launcher) -> None:
-    command = [sys.executable, "-c", "import os; print('it is', os.environ['BNPASS_TEST'], flush=True)"]
+    # one write each: the launcher may put the pieces of a print in between those of another rank
+    command = [sys.executable, "-c", "import os; os.write(1, f\"it is {os.environ['BNPASS_TEST']}\\n\".encode())"]
     ended = run_ranks(launcher, 3, command, timeout_s=60, environment={"BNPASS_TEST": "said"})
     assert ended.code == 0
     assert ended.output.count("it is said") == 3
