@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from build import NATIVE, ROOT, build, build_for_the_host
+from library_build import NATIVE, ROOT, build, build_for_the_host
 
 FOLDER = Path(tempfile.gettempdir()) / "bnpass-cuda-host"
 VERIFY = Path(__file__).with_name("verify.py")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from build import ROOT
+from library_build import ROOT
 
 FOLDER = ROOT / "docs" / "gpu"
 HEAD = """\

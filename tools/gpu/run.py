@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from build import ROOT, BuildError, build_for_this_gpu
+from library_build import ROOT, BuildError, build_for_this_gpu
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from build import ROOT
+from library_build import ROOT
 
 TESTS = ROOT / "tests" / "kernel" / "test_nodes.py"
 
