@@ -3,9 +3,9 @@
     err(new, ref) ≤ 2·err(old, ref) + slack          err(a, b) = max |a - b|
 
 `ref` is a float64 evaluation of the original, `slack` what the old output moves when its weights move by
-one unit in the last place, plus one rounding of the output itself; a double output is given 64 more, since
-`ref` is rounded as it is, in an order of its own. Max-norm over the whole output: a correct fold moves single
-small elements by many of their own ULPs, which says nothing. Where no reference exists,
+one unit in the last place, plus one rounding of the output itself. A double output of a kernel is given 64 more:
+it adds up in an order of its own, and `ref` is rounded as it is. Max-norm over the whole output: a correct fold
+moves single small elements by many of their own ULPs, which says nothing. Where no reference exists,
 ``max |new - old| ≤ 4·slack`` takes its place. NaN and infinities have to be where they were.
 """
 
@@ -112,7 +112,13 @@ def _comparable(old: Array, new: Array) -> Judgement | None:
 
 
 def judge(
-    old: Array, new: Array, ref: Array | None, perturbed: Sequence[Array] = (), *, rounding: float = 0.0
+    old: Array,
+    new: Array,
+    ref: Array | None,
+    perturbed: Sequence[Array] = (),
+    *,
+    rounding: float = 0.0,
+    own_order: bool = False,
 ) -> Judgement:
     """Hold one new output against the bound.
 
@@ -122,6 +128,7 @@ def judge(
         ref: Float64 evaluation of the original, if there is one.
         perturbed: Outputs of the original with weights moved by one ULP.
         rounding: What else is rounded, in units in the last place of 1: magnitudes of parts that `new` is a sum of.
+        own_order: `new` adds up in another order than `ref`, which shows in double.
 
     Returns:
         The judgement.
@@ -151,7 +158,7 @@ def judge(
         if other.shape == old.shape
     ]
     slack = max(map(_max, moved), default=0.0) + epsilon * (scale + rounding)
-    if old.dtype == np.float64:
+    if own_order and old.dtype == np.float64:
         slack += _DOUBLE_ROUNDINGS * scale
     error, error_original = _max(np.abs(after - truth)), _max(np.abs(before - truth))
     allowed = _NO_REFERENCE_FACTOR * slack if ref is None else 2 * error_original + slack

@@ -104,6 +104,7 @@ def _judgements(
     references: Mapping[int, Mapping[str, Array]],
     copies: Sequence[str],
     tolerance: _Tolerance | None,
+    own_order: bool,
 ) -> tuple[dict[str, list[tuple[int, Judgement]]], list[NotCompared]]:
     judged: dict[str, list[tuple[int, Judgement]]] = {name: [] for name in names}
     skipped: dict[str, NotCompared] = {}
@@ -118,7 +119,8 @@ def _judgements(
                 judgement = judge_within(old[name], new[name], atol=tolerance.atol, rtol=tolerance.rtol)
             else:
                 others = [values[name] for values in moved if name in values]
-                judgement = judge(old[name], new[name], references.get(number, {}).get(name), others)
+                truth = references.get(number, {}).get(name)
+                judgement = judge(old[name], new[name], truth, others, own_order=own_order)
             judged[name].append((number, judgement))
     return {name: found for name, found in judged.items() if found}, list(skipped.values())
 
@@ -153,7 +155,9 @@ class _Case:
         if self.tolerance is None:
             truth, by_definition = self.sides.truth or self.models.old, self.sides.kernels != "none"
             references, reason = _reference(truth, draws, self.names, by_definition=by_definition)
-        judgements, skipped = _judgements(self.names, draws, outputs, references, self.models.copies, self.tolerance)
+        judgements, skipped = _judgements(
+            self.names, draws, outputs, references, self.models.copies, self.tolerance, self.sides.kernels == "new"
+        )
         inner = set(self.points.inner)
         compared = tuple(OutputComparison.worst(name, found, inner=name in inner) for name, found in judgements.items())
         if not compared:
