@@ -1,0 +1,146 @@
+"""tf2onnx converts everything but the markers, which pass through it as nodes of a domain of their own."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from bnpass.export.capture.calls import Calls, NormCall
+from bnpass.export.errors import ExportError
+from bnpass.export.trace import Traced
+
+MARKER = "BnpassMarker"
+DOMAIN = "bnpass.export"
+TOKEN = "token"  # noqa: S105  the name of an attribute
+
+_BINARY = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"}
+
+
+def converted(traced: Traced, opset: int) -> ir.Model:
+    """Convert a frozen graph; inputs and outputs keep the names of their tensors.
+
+    Raises:
+        ExportError: An op has no counterpart in ONNX; the message names it and the layer that made it.
+    """
+    import tensorflow as tf
+    import tf2onnx
+    from onnx import helper
+
+    for name in ("tf2onnx", "tf2onnx.tfonnx", "tf2onnx.tf_utils", "tf2onnx.optimizer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    present = {node.name for node in traced.graph_def.node}
+    ports = [*traced.inputs, *(s.input for s in traced.state)]
+    inputs = [port.tensor for port in ports if port.tensor.split(":")[0] in present]
+    outputs = [port.tensor for port in (*traced.outputs, *(s.output for s in traced.state if s.output))]
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(traced.graph_def, name="")
+        tf2onnx.tfonnx.clear_functions()
+        with tf2onnx.tf_loader.tf_session(graph=graph):
+            found = tf2onnx.tfonnx.process_tf_graph(
+                graph,
+                opset=opset,
+                continue_on_error=False,
+                custom_op_handlers={"PyFuncStateless": (_handler(traced.calls), [])},
+                extra_opset=[helper.make_opsetid(DOMAIN, 1)],
+                input_names=inputs,
+                output_names=outputs,
+            )
+    _widen_scalars(found)
+    model = ir.from_proto(_optimized(found).make_model("model"))
+    _check_converted(model, opset)
+    return model
+
+
+def _handler(calls: Calls) -> Any:  # noqa: ANN401
+    def convert(ctx: Any, node: Any, name: str, _args: Any) -> None:  # noqa: ANN401
+        token = node.get_attr("token").s.decode()
+        call = calls.of(token)
+        if call is None:
+            raise ExportError(f"'{name}' calls Python (tf.py_function), which ONNX cannot")
+        node.type, node.domain = MARKER, DOMAIN
+        for attribute in list(node.attr):
+            del node.attr[attribute]
+        node.set_attr(TOKEN, token)
+        _set_shapes(ctx, node, call)
+        if isinstance(call, NormCall) and channels_last(call):
+            rank = len(call.layer.input_shape)
+            _turn(ctx, node, rank)
+
+    return convert
+
+
+def _set_shapes(ctx: Any, node: Any, call: Any) -> None:  # noqa: ANN401
+    """Say what comes out: TensorFlow does not know it of the op that a marker was."""
+    ctx.copy_shape(node.input[0], node.output[0])
+    if isinstance(call, NormCall):
+        for output in node.output[1:]:
+            ctx.set_shape(output, [call.layer.channels])
+
+
+def channels_last(call: NormCall) -> bool:
+    """Whether a marker is put on channels that come first, between two Transposes that cancel with their neighbours.
+
+    Masks and adjustments have axes of their own: with them the marker keeps the order of axes.
+    """
+    rank = len(call.layer.input_shape)
+    return rank > 2 and call.layer.axes == (rank - 1,) and not {"mask", "adjust_scale"} & set(call.inputs)
+
+
+def _turn(ctx: Any, node: Any, rank: int) -> None:  # noqa: ANN401
+    from tf2onnx import utils
+
+    first, last = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+    shape = ctx.get_shape(node.input[0])
+    before = ctx.insert_new_node_on_input(node, "Transpose", node.input[0], name=utils.make_name(node.name), perm=first)
+    turned = None if shape is None else [shape[i] for i in first]
+    after = ctx.insert_new_node_on_output("Transpose", node.output[0], name=utils.make_name(node.name), perm=last)
+    for output, known in ((before.output[0], turned), (node.output[0], turned), (after.output[0], shape)):
+        ctx.set_dtype(output, ctx.get_dtype(node.input[0]))
+        if known is not None:
+            ctx.set_shape(output, known)
+
+
+def _widen_scalars(graph: Any) -> None:  # noqa: ANN401
+    """Give scalar constants next to arrays the shape [1]: one alone makes tf2onnx give up on all its Transposes."""
+    for node in list(graph.get_nodes()):
+        if node.type not in _BINARY or len(node.input) != 2:
+            continue
+        for this, other in ((0, 1), (1, 0)):
+            constant, shape = node.inputs[this], graph.get_shape(node.input[other])
+            if constant is not None and constant.is_const() and shape and graph.get_shape(node.input[this]) == []:
+                value = constant.get_tensor_value(as_list=False).reshape([1])
+                node.input[this] = graph.make_const(f"{constant.name}_{node.name}", value).output[0]
+    for node in graph.get_nodes():
+        for inner in (node.get_body_graphs() or {}).values():
+            _widen_scalars(inner)
+
+
+def _optimized(graph: Any) -> Any:  # noqa: ANN401
+    """Run tf2onnx's optimizers: all together, or, if one of them fails, each with a copy to go back to."""
+    from tf2onnx import optimizer
+
+    spare = copy.deepcopy(graph)
+    try:
+        return optimizer.optimize_graph(graph, catch_errors=False)
+    except Exception:  # noqa: BLE001  of whatever kind: that optimizer is left out
+        return optimizer.optimize_graph(spare, catch_errors=True)
+
+
+def _check_converted(model: ir.Model, opset: int) -> None:
+    """Refuse what tf2onnx has left as an op of TensorFlow."""
+    import onnx
+
+    known: set[str] = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    for node in model.graph.all_nodes():
+        if node.op_type == MARKER:
+            continue
+        if node.domain not in ("", "ai.onnx") or node.op_type not in known:
+            raise ExportError(f"op {node.op_type} of '{_layer_of(node)}' has no counterpart in ONNX (opset {opset})")
+
+
+def _layer_of(node: ir.Node) -> str:
+    """Return the scope that an op was made in: its layer."""
+    parts: Sequence[str] = (node.name or "").split("/")
+    return "/".join(parts[:-1]) or node.name or ""

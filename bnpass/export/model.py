@@ -1,0 +1,56 @@
+"""A live model becomes an ONNX model: traced, converted, assembled, settled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from bnpass.export.assemble import Assembled, assemble
+from bnpass.export.converter import DOMAIN, converted
+from bnpass.export.interface import settle
+from bnpass.export.options import ExportOptions
+from bnpass.export.trace import Traced, trace
+from bnpass.ops.bodies import add_bodies
+from bnpass.ops.schemas import register
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        model: With the bodies of our operators, where it has any.
+        traced: What it was converted from.
+        assembled: What became of its batch normalization.
+    """
+
+    model: ir.Model
+    traced: Traced
+    assembled: Assembled
+
+
+def export_model(model: Any, options: ExportOptions) -> Exported:  # noqa: ANN401  a model of Keras
+    """Export a live model of Keras 3 or tf_keras.
+
+    Raises:
+        UsageError: The shapes of the inputs are not known.
+        ExportError: A layer or an op cannot be exported; it is named.
+    """
+    traced = trace(model, training=options.training, signature=options.signature)
+    return finish(traced, options)
+
+
+def finish(traced: Traced, options: ExportOptions) -> Exported:
+    """Make an ONNX model of a traced graph."""
+    model = converted(traced, options.opset)
+    assembled = assemble(model, traced.calls, group=options.group, seed=options.seed)
+    settle(model, traced)
+    model.graph.opset_imports.pop(DOMAIN, None)
+    model.opset_imports.pop(DOMAIN, None)
+    model.producer_name, model.producer_version = "bnpass", None
+    model.graph.name = "model"
+    register()
+    add_bodies(model)
+    ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
+    return Exported(model, traced, assembled)
