@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from bnpass.errors import UsageError, VerificationError
 from bnpass.model_io import ModelLike
-from bnpass.report import Check, counted
+from bnpass.report import Check
 
 _WHOLE_MODEL = "whole model"
 
@@ -57,11 +57,7 @@ def whole_model(
     except VerificationError as error:
         error.add_note("nothing was written, please report this")
         raise
-    text = f"{counted(found.draws, 'draw')} in ONNX Runtime, seed {found.seed}, reference {found.reference}"
-    if found.outputs:
-        closest = max(found.outputs, key=lambda o: o.max_abs_error / o.allowed if o.allowed else 0.0)
-        text += f"; largest error {closest.max_abs_error:.2g} of '{closest.name}', {closest.allowed:.2g} is allowed"
-    return Check(_WHOLE_MODEL, ran=True, text=text, details=found.to_json())
+    return Check(_WHOLE_MODEL, ran=True, text=found.summary(), details=found.to_json())
 
 
 def _not_run(why: str) -> Check:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from bnpass import __version__
-from bnpass.cli import doctor, expand, explain, fold, verify
+from bnpass.cli import doctor, expand, explain, export, fold, verify
 from bnpass.errors import BnpassError, ExitCode
 
 _COLLECT_AFTER = 200_000
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bnpass {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (fold, expand, explain, verify, doctor):
+    for verb in (export, fold, expand, explain, verify, doctor):
         verb.add_to(verbs)
     return parser
 

@@ -6,13 +6,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bnpass.cli.progress import Progress
 from bnpass.errors import ExitCode, SaveError, UsageError
 
 if TYPE_CHECKING:
     from bnpass.report import Report
+
+
+class ToJson(Protocol):
+    """A report."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        ...
 
 
 class Reported(Protocol):
@@ -68,9 +76,10 @@ def carry_out(arguments: argparse.Namespace, verb: Callable[..., Reported], opti
     target = source if arguments.in_place else arguments.output or default_output(source, arguments.suffix)
     if not arguments.in_place and _is_same(source, target):
         raise UsageError(f"{target}: the output is the input; say --in-place if it should be replaced")
-    if arguments.report is not None:
-        _check_report(arguments.report, (source, target), force=arguments.force)
-    with _report_file(arguments.report) as write, Progress(quiet=arguments.quiet) as progress:
+    with (
+        report_file(arguments.report, (source, target), force=arguments.force) as write,
+        Progress(quiet=arguments.quiet) as progress,
+    ):
         result = verb(
             source,
             options,
@@ -111,11 +120,19 @@ def _check_report(report: Path, models: tuple[Path, ...], *, force: bool) -> Non
 
 
 @contextmanager
-def _report_file(path: Path | None) -> Iterator[Callable[["Report"], None]]:
-    """Give a function that writes the report beside its place, and put it there when all went well."""
+def report_file(path: Path | None, models: tuple[Path, ...], *, force: bool) -> Iterator[Callable[["ToJson"], None]]:
+    """Give a function that writes the report beside its place, and put it there when all went well.
+
+    Args:
+        path: Where it goes; None if nobody wants it.
+        models: Files that it must not overwrite.
+        force: Overwrite another file that is there.
+    """
+    if path is not None:
+        _check_report(path, models, force=force)
     temporary = None if path is None else path.with_name(f".bnpass-{os.getpid()}.json")
 
-    def write(report: "Report") -> None:
+    def write(report: ToJson) -> None:
         if temporary is not None:
             text = json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
             with _as_save_error(path):

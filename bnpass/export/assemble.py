@@ -14,6 +14,7 @@ import onnx_ir as ir
 from bnpass.export.capture.calls import Call, Calls, DropoutCall, NormCall
 from bnpass.export.converter import MARKER, TOKEN, channels_last
 from bnpass.export.errors import ExportError
+from bnpass.export.random_ops import dropout_seed
 from bnpass.layers.layer import emit_layer, values_of
 from bnpass.layers.values import LayerInputs
 from bnpass.layers.vectors import constant_vector
@@ -59,7 +60,7 @@ def assemble(model: ir.Model, calls: Calls, *, group: str, seed: int) -> Assembl
         number = names[path]
         names[path] += 1
         op = Emit(path if number == 0 else f"{path}_{number}")
-        _replace(node, op, call, group, seed + len(seen))
+        _replace(node, op, call, group, dropout_seed(seed, len(seen)))
     norms = {path: names[path] for path in dict.fromkeys(_names(calls))}
     unused = [r.layer_name for i, r in enumerate(calls.records) if i not in seen and isinstance(r, NormCall)]
     return Assembled(sum(norms.values()), norms, tuple(unused))
@@ -131,5 +132,11 @@ def _layer(
 def _dropout(op: Emit, call: DropoutCall, X: ir.Value, seed: int) -> ir.Value:
     ratio = op.floats(call.rate, np.float32)
     training = op("Constant", name="training", value=ir.tensor(np.array(True)))
-    Y = op("Dropout", X, ratio, training, name="Y", seed=call.seed if call.seed is not None else seed)
-    return typed(Y, X.dtype, X.shape)
+    dtype = TYPES[call.dtype]
+    wide = dtype if dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    typed(X, dtype)
+    seed = call.seed if call.seed is not None else seed
+    dropped, mask = op.many("Dropout", [op.cast(X, wide), ratio, training], ["dropped", "mask"], seed=seed)
+    # the mask is read as well: ONNX Runtime removes a Dropout of which one output is used, in training mode too
+    Y = op("Where", mask, dropped, op.floats(0.0, wide.numpy()), name="Y")
+    return typed(op.cast(typed(Y, wide, X.shape), dtype), dtype, X.shape)

@@ -5,10 +5,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bnpass.export.capture.calls import Calls, NormCall
 from bnpass.export.errors import ExportError
+from bnpass.export.random_ops import handlers
 from bnpass.export.trace import Traced
 
 MARKER = "BnpassMarker"
@@ -18,8 +20,13 @@ TOKEN = "token"  # noqa: S105  the name of an attribute
 _BINARY = {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"}
 
 
-def converted(traced: Traced, opset: int) -> ir.Model:
+def converted(traced: Traced, opset: int, seed: int = 0) -> ir.Model:
     """Convert a frozen graph; inputs and outputs keep the names of their tensors.
+
+    Args:
+        traced: The graph.
+        opset: Version of the default ONNX domain.
+        seed: Of its random nodes.
 
     Raises:
         ExportError: An op has no counterpart in ONNX; the message names it and the layer that made it.
@@ -42,7 +49,11 @@ def converted(traced: Traced, opset: int) -> ir.Model:
                 graph,
                 opset=opset,
                 continue_on_error=False,
-                custom_op_handlers={"PyFuncStateless": (_handler(traced.calls), [])},
+                custom_op_handlers={
+                    "PyFuncStateless": (_handler(traced.calls), []),
+                    "L2Loss": (_l2_loss, []),
+                    **handlers(seed),
+                },
                 extra_opset=[helper.make_opsetid(DOMAIN, 1)],
                 input_names=inputs,
                 output_names=outputs,
@@ -69,6 +80,17 @@ def _handler(calls: Calls) -> Any:  # noqa: ANN401
             _turn(ctx, node, rank)
 
     return convert
+
+
+def _l2_loss(ctx: Any, node: Any, _name: str, _args: Any) -> None:  # noqa: ANN401
+    """Write Σx²/2, a regularizer of tf_keras, for which tf2onnx has no handler."""
+    from tf2onnx import utils
+
+    dtype, outputs = ctx.get_dtype(node.output[0]), list(node.output)
+    half = ctx.make_const(utils.make_name(node.name), np.array(0.5, utils.map_onnx_to_numpy_type(dtype)))
+    ctx.remove_node(node.name)
+    squares = ctx.make_node("ReduceSumSquare", list(node.input), {"keepdims": 0}, shapes=[[]], dtypes=[dtype])
+    ctx.make_node("Mul", [squares.output[0], half.output[0]], outputs=outputs, shapes=[[]], dtypes=[dtype])
 
 
 def _set_shapes(ctx: Any, node: Any, call: Any) -> None:  # noqa: ANN401

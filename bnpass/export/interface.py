@@ -10,9 +10,12 @@ loop feeds each output back to the input that ``bnpass.state`` in the metadata p
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnpass.export.ports import Port, State, unique
 from bnpass.export.trace import Traced
@@ -23,12 +26,46 @@ STATE = "bnpass.state"
 _BATCH = "N"
 
 
-def settle(model: ir.Model, traced: Traced) -> None:
+@dataclass(frozen=True)
+class Settled:
+    """A variable in the exported model.
+
+    Attributes:
+        state: The variable.
+        input: The input that its value goes in by.
+        output: The output that its new value comes out by; None if the graph does not change it.
+        permutation: How the axes of the framework's value are put for ONNX; None: as they are.
+    """
+
+    state: State
+    input: str
+    output: str | None
+    permutation: tuple[int, ...] | None
+
+    def for_onnx(self, value: NDArray[Any]) -> NDArray[Any]:
+        """Return a value of the framework in the layout of the exported model."""
+        return value if self.permutation is None else np.ascontiguousarray(np.transpose(value, self.permutation))
+
+    def line(self) -> dict[str, object]:
+        """Return what the metadata say of it."""
+        return {
+            "variable": self.state.name,
+            "input": self.input,
+            "output": self.output,
+            "trainable": self.state.trainable,
+            "permutation": self.permutation,
+        }
+
+
+def settle(model: ir.Model, traced: Traced) -> tuple[Settled, ...]:
     """Name inputs and outputs, and give a training export its state.
 
     Args:
         model: Converted and assembled; changed in place.
         traced: What it was converted from.
+
+    Returns:
+        The variables, in the order of ``traced.state``.
     """
     graph = model.graph
     _forget_unknown_lengths(graph)
@@ -45,28 +82,25 @@ def settle(model: ir.Model, traced: Traced) -> None:
         value.shape = _lengths(value.name or "", port, first=None)
     given = graph.inputs[len(traced.inputs) :]
     made = iter(graph.outputs[len(traced.outputs) :])
-    pairs = [(state, value, next(made) if state.output else None) for state, value in zip(traced.state, given, strict=True)]
-    if pairs:
-        model.metadata_props[STATE] = json.dumps([_settle_state(graph, *pair) for pair in pairs])
+    pairs = zip(traced.state, given, strict=True)
+    settled = tuple(_settle_state(graph, s, value, next(made) if s.output else None) for s, value in pairs)
+    if settled:
+        model.metadata_props[STATE] = json.dumps([one.line() for one in settled])
+    return settled
 
 
-def _settle_state(graph: ir.Graph, state: State, value: ir.Value, new: ir.Value | None) -> dict[str, object]:
-    """Give an input its default, in the layout in which ONNX wants it; return its line of the metadata."""
+def _settle_state(graph: ir.Graph, state: State, value: ir.Value, new: ir.Value | None) -> Settled:
+    """Give an input its default, in the layout in which ONNX wants it."""
     permutation = None if new is not None else _absorb_transpose(value)
-    default = state.default if permutation is None else np.transpose(state.default, permutation)
+    settled = Settled(state, str(value.name), None if new is None else new.name, permutation)
+    default = settled.for_onnx(state.default)
     value.shape = ir.Shape(default.shape)
-    value.const_value = ir.tensor(np.ascontiguousarray(default).reshape(default.shape), name=value.name)
+    value.const_value = ir.tensor(default, name=value.name)
     graph.register_initializer(value)
-    return {
-        "variable": state.name,
-        "input": value.name,
-        "output": None if new is None else new.name,
-        "trainable": state.trainable,
-        "permutation": permutation,
-    }
+    return settled
 
 
-def _absorb_transpose(value: ir.Value) -> list[int] | None:
+def _absorb_transpose(value: ir.Value) -> tuple[int, ...] | None:
     """Take away the Transposes that alone read a weight, and return what they did."""
     readers = [node for node, _ in value.uses()]
     if not readers or any(node.op_type != "Transpose" for node in readers):
@@ -78,7 +112,7 @@ def _absorb_transpose(value: ir.Value) -> list[int] | None:
         ir.convenience.replace_all_uses_with(node.outputs, [value])
         assert node.graph is not None
         node.graph.remove(node, safe=True)
-    return list(orders.pop())
+    return orders.pop()
 
 
 def _forget_unknown_lengths(graph: ir.Graph) -> None:

@@ -8,7 +8,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from bnpass.export.assemble import Assembled, assemble
 from bnpass.export.converter import DOMAIN, converted
-from bnpass.export.interface import settle
+from bnpass.export.interface import Settled, settle
 from bnpass.export.options import ExportOptions
 from bnpass.export.trace import Traced, trace
 from bnpass.ops.bodies import add_bodies
@@ -23,11 +23,13 @@ class Exported:
         model: With the bodies of our operators, where it has any.
         traced: What it was converted from.
         assembled: What became of its batch normalization.
+        state: Its variables, in training.
     """
 
     model: ir.Model
     traced: Traced
     assembled: Assembled
+    state: tuple[Settled, ...]
 
 
 def export_model(model: Any, options: ExportOptions) -> Exported:  # noqa: ANN401  a model of Keras
@@ -43,9 +45,9 @@ def export_model(model: Any, options: ExportOptions) -> Exported:  # noqa: ANN40
 
 def finish(traced: Traced, options: ExportOptions) -> Exported:
     """Make an ONNX model of a traced graph."""
-    model = converted(traced, options.opset)
+    model = converted(traced, options.opset, options.seed)
     assembled = assemble(model, traced.calls, group=options.group, seed=options.seed)
-    settle(model, traced)
+    state = settle(model, traced)
     model.graph.opset_imports.pop(DOMAIN, None)
     model.opset_imports.pop(DOMAIN, None)
     model.producer_name, model.producer_version = "bnpass", None
@@ -53,4 +55,4 @@ def finish(traced: Traced, options: ExportOptions) -> Exported:
     register()
     add_bodies(model)
     ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
-    return Exported(model, traced, assembled)
+    return Exported(model, traced, assembled, state)

@@ -16,6 +16,7 @@ from bnpass.export.capture.interception import intercepted, norm_layers
 from bnpass.export.capture.state import StateTable, plain
 from bnpass.export.errors import ExportError
 from bnpass.export.ports import Port, State, unique
+from bnpass.export.random_ops import generators, keyless
 from bnpass.export.signature import InputSignature, signature_of
 
 LOSS = "regularization_loss"
@@ -73,7 +74,7 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         return [tf.identity(tensor) for tensor in tensors]
 
     specs = [tf.TensorSpec(plain(v).shape, plain(v).dtype) for v in variables]
-    with _without_jit():
+    with _without_jit(), generators():
         concrete = tf.function(run, autograph=False).get_concrete_function(list(called.specs), specs)
     _check_intercepted(model, calls)
     given, made = concrete.inputs[: len(called.specs) + len(specs)], concrete.outputs
@@ -97,6 +98,12 @@ class _Found:
     names: list[str] = field(default_factory=list)
     losses: list[Any] = field(default_factory=list)
     updated: list[int] = field(default_factory=list)
+
+
+def named_variables(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the variables of a model, each once, by the names that an export has for them."""
+    variables = _variables(model)
+    return dict(zip(unique([_variable_name(v) for v in variables]), variables, strict=True))
 
 
 def _variables(model: Any) -> list[Any]:  # noqa: ANN401
@@ -139,7 +146,8 @@ def _frozen(concrete: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> tup
     """Freeze a function; return its graph, and the names of the inputs that it still reads."""
     from tf2onnx import tf_loader
 
-    graph_def = tf_loader.from_function(concrete, [t.name for t in inputs], [t.name for t in outputs])
+    names = [t.name for t in outputs]
+    graph_def = keyless(tf_loader.from_function(concrete, [t.name for t in inputs], names), names)
     read = {name.lstrip("^").split(":")[0] for node in graph_def.node for name in node.input}
     return graph_def, {t.name for t in inputs if t.name.split(":")[0] in read}
 

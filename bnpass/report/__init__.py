@@ -2,6 +2,7 @@
 
 from bnpass.report.base import SCHEMA, Check, FileFact, Report, aligned, counted, versions
 from bnpass.report.expand import ExpandReport
+from bnpass.report.export import ExportReport
 from bnpass.report.fold import FoldReport
 
-__all__ = ["SCHEMA", "Check", "ExpandReport", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]
+__all__ = ["SCHEMA", "Check", "ExpandReport", "ExportReport", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]

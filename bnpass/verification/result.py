@@ -225,6 +225,15 @@ class Verification:
             "notes": list(self.notes),
         }
 
+    def summary(self) -> str:
+        """Return what was compared and how close it came, in one line."""
+        draws = "1 draw" if self.draws == 1 else f"{self.draws} draws"
+        text = f"{draws} in ONNX Runtime, seed {self.seed}, reference {self.reference}"
+        if self.outputs:
+            closest = max(self.outputs, key=lambda o: o.max_abs_error / o.allowed if o.allowed else 0.0)
+            text += f"; largest error {closest.max_abs_error:.2g} of '{closest.name}', {closest.allowed:.2g} is allowed"
+        return text
+
     def raise_for_mismatch(self) -> None:
         """Raise if the models were not found to agree.
 

@@ -33,11 +33,13 @@ class DropoutCall:
 
     Attributes:
         layer_name: The layer.
+        dtype: Type of X.
         rate: The fraction dropped.
         seed: Of the layer, or None.
     """
 
     layer_name: str
+    dtype: str
     rate: float
     seed: int | None
 

@@ -39,7 +39,7 @@ def intercepted(calls: Calls, state: StateTable | None = None) -> Iterator[None]
         for module, name in _DROPOUTS:
             if module in sys.modules and state is not None:
                 owner = getattr(sys.modules[module], name)
-                stack.enter_context(mock.patch.object(owner, "call", _dropout(calls, owner.call)))
+                stack.enter_context(mock.patch.object(owner, "call", _dropout(calls, owner)))
         yield
 
 
@@ -147,17 +147,20 @@ def _update(layer: Any, name: str, value: Any, state: StateTable | None) -> None
     state.put(variable, tf.reshape(value, tf.TensorShape(variable.shape)))
 
 
-def _dropout(calls: Calls, original: Callable[..., Any]) -> Callable[..., Any]:
+def _dropout(calls: Calls, owner: Any) -> Callable[..., Any]:  # noqa: ANN401
     import tensorflow as tf
+
+    original, shape = owner.call, getattr(owner, "_get_noise_shape", None)  # of tf_keras: SpatialDropout has its own
 
     @tf.autograph.experimental.do_not_convert
     def call(self: Any, inputs: Any, training: Any = None) -> Any:  # noqa: ANN401
         plain = isinstance(self.rate, float | int) and self.noise_shape is None and tf.is_tensor(inputs)
-        if not plain or not self.rate or isinstance(training, bool) is False or type(self).call is not call:
+        own = type(self).call is not call or getattr(type(self), "_get_noise_shape", shape) is not shape
+        if not plain or own or not 0 < self.rate < 1 or not isinstance(training, bool):
             return original(self, inputs, training=training)
         if not training:
             return inputs
-        token = calls.add(self, DropoutCall(_path(self), float(self.rate), getattr(self, "seed", None)))
+        token = calls.add(self, DropoutCall(_path(self), inputs.dtype.name, float(self.rate), getattr(self, "seed", None)))
         return mark(token, [inputs], [(inputs.dtype, inputs.shape)])[0]
 
     return call

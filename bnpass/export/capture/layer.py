@@ -70,9 +70,8 @@ def clipping(layer: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _spec(layer: Any) -> BatchNormSpec:  # noqa: ANN401
-    api, axis = api_of(layer), layer.axis
-    axes = axis if isinstance(axis, int) else [int(a) for a in axis]
-    arguments: dict[str, Any] = {"axis": axes[0] if isinstance(axes, list) and len(axes) == 1 else axes}
+    api = api_of(layer)
+    arguments: dict[str, Any] = {"axis": _axis(layer)}
     for name in ("momentum", "epsilon", "renorm_momentum"):
         arguments[name] = float(getattr(layer, name, 0.99))
     for name in ("center", "scale", "trainable"):
@@ -90,3 +89,11 @@ def _spec(layer: Any) -> BatchNormSpec:  # noqa: ANN401
     if api in ("keras_v1", "tf1"):
         arguments["synchronized"] = False
     return BatchNormSpec(cast("Api", api), **arguments)
+
+
+def _axis(layer: Any) -> int | list[int]:  # noqa: ANN401
+    """Return the channel axes of a built layer; with ghost batches, ``build`` has counted their axis in."""
+    if isinstance(layer.axis, int):
+        return layer.axis
+    axes = [int(axis) - (layer.virtual_batch_size is not None) for axis in layer.axis]
+    return axes[0] if len(axes) == 1 else axes

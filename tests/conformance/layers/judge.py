@@ -77,7 +77,7 @@ def judge(case: Case, product: str, arrays: Arrays, oracle: Arrays) -> Verdict:
     """
     start = meaning.started(case, arrays)
     findings = [
-        _compare(f"before/{name}", start[name], value, 2 * UNIT["float32"] * np.abs(value))
+        compare(f"before/{name}", start[name], value, 2 * UNIT["float32"] * np.abs(value))
         for name, value in part(oracle, "before").items()
     ]
     mine = PRODUCTS[product](case, start)
@@ -96,10 +96,10 @@ def judge(case: Case, product: str, arrays: Arrays, oracle: Arrays) -> Verdict:
         wanted = part(oracle, str(step))
         for key in sorted(set(wanted) - skip):
             allowed = SAFETY * (sides[0][key].error + sides[1][key].error)
-            findings.append(_compare(f"{step}/{key}", found[key], wanted[key], allowed))
+            findings.append(compare(f"{step}/{key}", found[key], wanted[key], allowed))
             if exact:  # and the tolerance is that of the right function
                 replayed = sides[1][key]
-                findings.append(_compare(f"replay {step}/{key}", found[key], replayed.value, SAFETY * replayed.error))
+                findings.append(compare(f"replay {step}/{key}", found[key], replayed.value, SAFETY * replayed.error))
     return Verdict(tuple(findings))
 
 
@@ -136,7 +136,8 @@ def _learn(case: Case, mine: Product, found: Arrays) -> None:
         found |= {f"{r}/{name}": value for name, value in learnt.items()}
 
 
-def _compare(what: str, found: Array, wanted: Array, allowed: Array) -> Finding:
+def compare(what: str, found: Array, wanted: Array, allowed: Array) -> Finding:
+    """Compare an array with what it should be, element by element."""
     if found.shape != wanted.shape:
         return Finding(f"{what}: shape {found.shape} instead of {wanted.shape}", np.inf, np.inf, 0.0)
     if not wanted.size:

@@ -11,7 +11,10 @@
 #include "cpu/batch_norm.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "cpu/cut.h"
@@ -36,6 +39,37 @@ double* partial_sums(size_t length) {
   if (memory.size() < length) memory.resize(length);
   return memory.data();
 }
+
+/// The tasks of a sweep by the threads that did them. A sweep that follows finds in the caches of a thread what that
+/// thread has read, the last of it above all.
+class Trail {
+ public:
+  void clear() { left_ = 0; }
+
+  void add(size_t task) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    steps_[left_++] = {std::this_thread::get_id(), task};
+  }
+
+  /// Takes the last task of this thread out; if there is none, one of another thread.
+  size_t take() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    size_t i = left_ - 1;
+    while (i > 0 && steps_[i].thread != std::this_thread::get_id()) --i;
+    const size_t task = steps_[i].task;
+    std::copy(steps_.begin() + i + 1, steps_.begin() + left_--, steps_.begin() + i);
+    return task;
+  }
+
+ private:
+  struct Step {
+    std::thread::id thread;
+    size_t task;
+  };
+  std::mutex mutex_;
+  std::array<Step, max_tasks> steps_;
+  size_t left_ = 0;
+};
 
 /// A tensor in its cut.
 struct Job {
@@ -67,15 +101,28 @@ struct Job {
     parallel.each(cut.tasks, task);
   }
 
+  /// The same after each_sum, by the threads that had the tiles.
+  template <class F>
+  void each_tile_again(const F& body) {
+    auto task = [&](size_t) { cut.each_tile(trail.take(), [&](size_t index) { body(cut.tile(index)); }); };
+    parallel.each(cut.tasks, task);
+  }
+
   /// Calls add(tile, sum, other) for all tiles, and writes the sums over all chunks, [groups, channels].
   template <class Add>
   void each_sum(double* sum, double* other, const Add& add) {
     const size_t statistics = cut.view.statistics();
     double* sums = partial_sums(2 * cut.chunks * statistics);
-    each_tile([&](size_t index, const Tile& tile) {
-      double* to = sums + 2 * cut.chunk_of(index) * statistics + first(tile);
-      add(tile, to, to + statistics);
-    });
+    trail.clear();
+    auto task = [&](size_t number) {
+      cut.each_tile(number, [&](size_t index) {
+        const Tile tile = cut.tile(index);
+        double* to = sums + 2 * cut.chunk_of(index) * statistics + first(tile);
+        add(tile, to, to + statistics);
+      });
+      trail.add(number);
+    };
+    parallel.each(cut.tasks, task);
     std::copy_n(sums, statistics, sum);
     std::copy_n(sums + statistics, statistics, other);
     for (size_t chunk = 1; chunk < cut.chunks; ++chunk) {
@@ -90,6 +137,7 @@ struct Job {
   const Cut cut;
   const Sweep sweep;
   const double count;
+  Trail trail;
 };
 
 /// A vector over the channels of a tile.
@@ -99,10 +147,12 @@ struct Channels {
 
 /// The first elements of channels, or 0 where one is not finite.
 void first_elements(const Job& job, const Tile& tile, const void* X, double* shift) {
-  const size_t start = job.cut.start(tile.group, 0);
+  const size_t inner = job.cut.view.inner, start = job.cut.start(tile.group, 0) + tile.channel * inner;
+  const size_t together = inner == 1 ? tile.channels : 1;
+  for (size_t c = 0; c < tile.channels; c += together) {
+    job.sweep.kernels.to_double(job.sweep.at(X, start + c * inner), shift + c, together);
+  }
   for (size_t c = 0; c < tile.channels; ++c) {
-    const size_t element = start + (tile.channel + c) * job.cut.view.inner;
-    job.sweep.kernels.to_double(job.sweep.at(X, element), shift + c, 1);
     if (!std::isfinite(shift[c])) shift[c] = 0;
   }
 }
@@ -211,7 +261,7 @@ void forward(Parallel& parallel, const Geometry& geometry, Element element, cons
     for (size_t i = 0; i < factor.size(); i += channels) {
       finish_forward(channels, job.count, epsilon, scale, var + i, inv_std + i, factor.data() + i);
     }
-    job.each_tile_backwards([&](const Tile& tile) {
+    job.each_tile_again([&](const Tile& tile) {
       const size_t first = job.first(tile);
       job.sweep.normalize(tile, X, mean + first, factor.data() + first, B + tile.channel, Y);
     });
@@ -262,8 +312,11 @@ void backward(Parallel& parallel, const Geometry& geometry, Element element, con
               double* sum_dYX, void* dX) {
   if (geometry.size() == 0) return gradient_sums(parallel, geometry, element, dY, X, mean, sum_dY, sum_dYX);
   Job job(parallel, geometry, element, 2);
+  const auto add = [&](const Tile& tile, double* a, double* b) {
+    job.sweep.gradient_sums(tile, dY, X, mean + job.first(tile), a, b);
+  };
   if (job.cut.chunks > 1) {
-    gradient_sums(parallel, geometry, element, dY, X, mean, sum_dY, sum_dYX);
+    job.each_sum(sum_dY, sum_dYX, add);
     const size_t statistics = geometry.statistics();
     std::vector<double> vectors(3 * statistics);
     double *factor = vectors.data(), *shift = factor + statistics, *slope = shift + statistics;
@@ -271,12 +324,15 @@ void backward(Parallel& parallel, const Geometry& geometry, Element element, con
       finish_backward(geometry.channels, count, scale, inv_std + i, sum_dY + i, sum_dYX + i, factor + i, shift + i,
                       slope + i);
     }
-    return gradient_apply(parallel, geometry, element, dY, X, mean, factor, shift, slope, dX);
+    return job.each_tile_again([&](const Tile& tile) {
+      const size_t first = job.first(tile);
+      job.sweep.gradient(tile, dY, X, mean + first, factor + first, shift + first, slope + first, dX);
+    });
   }
   job.each_tile([&](size_t, const Tile& tile) {
     const size_t first = job.first(tile);
     Channels factor, shift, slope;
-    job.sweep.gradient_sums(tile, dY, X, mean + first, sum_dY + first, sum_dYX + first);
+    add(tile, sum_dY + first, sum_dYX + first);
     finish_backward(tile.channels, count, scale + tile.channel, inv_std + first, sum_dY + first, sum_dYX + first,
                     factor.values, shift.values, slope.values);
     job.sweep.gradient(tile, dY, X, mean + first, factor.values, shift.values, slope.values, dX);

@@ -14,8 +14,9 @@ constexpr size_t bytes_in_cache = 512 * KiB;
 constexpr size_t bytes_of_runs = 1024 * KiB;
 /// Tasks that are given up for channels that lie one behind the other: the prefetcher begins anew with each stretch.
 constexpr size_t channels_together = 4;
-/// So much of a row is read at least: one column after the other would make nothing of the prefetcher.
-constexpr size_t bytes_of_row = 256;
+/// So much of a row is taken at least, and a multiple of it: one column after the other would make nothing of the
+/// prefetcher, and a part of a cache line is read as a whole.
+constexpr size_t columns_together = 64;
 /// With fewer independent blocks than this, several threads share a block.
 constexpr size_t enough_blocks = 16;
 /// Runs shorter than this are taken by rows.
@@ -39,10 +40,10 @@ Geometry simplest(Geometry g) {
 void cut_rows(Cut& cut, size_t bytes, size_t wanted) {
   const Geometry& view = cut.view;
   const size_t row = view.channels * view.inner;
-  const size_t least = divided_up(divided_up(bytes_of_row, bytes), view.inner);
+  const size_t least = divided_up(columns_together, view.inner);
   const size_t most = max_columns / view.inner;
   const size_t blocks = divided_up(std::min(wanted, 2 * enough_blocks), view.groups);
-  cut.block = std::min(view.channels, std::clamp(divided_up(view.channels, blocks), least, most));
+  cut.block = std::min({view.channels, most, divided_up(divided_up(view.channels, blocks), least) * least});
   cut.blocks = divided_up(view.channels, cut.block);
   const bool fits = cut.rows() * cut.block * view.inner * bytes <= 2 * bytes_in_cache;
   if (!fits || cut.tiles() < std::min(wanted, enough_blocks)) {

@@ -44,31 +44,32 @@ struct Loops {
     return elements > distance ? Ahead{from + distance, elements - distance} : Ahead{from, 0};
   }
 
-  /// For a row that others follow: further in the same stretch, or in the same place of the next row.
+  /// For a row that others follow: further in the same stretch, or in the same place of a later row.
   static Ahead in_rows(const T* row, size_t rows_left, size_t pitch, size_t n) {
     if (pitch == n) return in_stretch(row, rows_left * pitch);
-    return rows_left > 1 ? Ahead{row + pitch, n} : Ahead{row, 0};
+    const size_t later = (2048 / sizeof(T) + n - 1) / n;
+    return rows_left > later ? Ahead{row + later * pitch, n} : Ahead{row, 0};
   }
 
-  /// Adds up term(j, load, sums) over 0 <= j < n, in several accumulators.
+  /// Adds up term(j, load, sums) over 0 <= j < n, of many in several accumulators.
   template <class Term>
   static void add_up(size_t n, double* to, const Term& term) {
-    Sums sums[L::unroll];
-    for (Sums& s : sums) s = {L::zero(), L::zero()};
+    Sums total{L::load(to), L::load(to + lanes)};
     size_t j = 0;
-    for (; j + L::unroll * lanes <= n; j += L::unroll * lanes) {
+    if (n >= 2 * L::unroll * lanes) {
+      Sums sums[L::unroll];
+      for (Sums& s : sums) s = {L::zero(), L::zero()};
+      for (; j + L::unroll * lanes <= n; j += L::unroll * lanes) {
 #pragma GCC unroll 4
-      for (size_t u = 0; u < L::unroll; ++u) term(j + u * lanes, Whole{}, sums[u]);
-    }
-    for (; j + lanes <= n; j += lanes) term(j, Whole{}, sums[0]);
-    if (j < n) term(j, Part{n - j}, sums[L::unroll - 1]);
+        for (size_t u = 0; u < L::unroll; ++u) term(j + u * lanes, Whole{}, sums[u]);
+      }
 #pragma GCC unroll 4
-    for (size_t u = 1; u < L::unroll; ++u) {
-      sums[0].a = L::add(sums[0].a, sums[u].a);
-      sums[0].b = L::add(sums[0].b, sums[u].b);
+      for (const Sums& s : sums) total = {L::add(total.a, s.a), L::add(total.b, s.b)};
     }
-    L::store(to, L::add(L::load(to), sums[0].a));
-    L::store(to + lanes, L::add(L::load(to + lanes), sums[0].b));
+    for (; j + lanes <= n; j += lanes) term(j, Whole{}, total);
+    if (j < n) term(j, Part{n - j}, total);
+    L::store(to, total.a);
+    L::store(to + lanes, total.b);
   }
 
   /// Elements in front of the first address that can be streamed to.
@@ -154,17 +155,20 @@ struct Loops {
     }
   }
 
+  /// Columns of a step, as far as the registers hold their sums.
+  static constexpr size_t step = (L::unroll > 1 ? 2 : 1) * lanes;
+
   /// Asks for the R rows behind R rows, one behind the other, up to the second-level cache: the hardware loses track of
   /// streams that take turns.
   template <size_t R>
   class RowsAhead {
    public:
     RowsAhead(const T* rows, size_t pitch, size_t n) : row_(rows + R * pitch), pitch_(pitch), n_(n) {}
-    /// The part that belongs to a step of lanes columns in R rows.
-    void step() {
-#pragma GCC unroll 8
-      for (size_t i = 0; i < R * lanes; i += 64 / sizeof(T)) __builtin_prefetch(row_ + column_ + i, 0, 2);
-      column_ += R * lanes;
+    /// The part that belongs to a step in R rows.
+    void advance(size_t columns) {
+#pragma GCC unroll 16
+      for (size_t i = 0; i < R * columns; i += 64 / sizeof(T)) __builtin_prefetch(row_ + column_ + i, 0, 2);
+      column_ += R * columns;
       if (column_ >= n_) column_ -= n_, row_ += pitch_;
     }
 
@@ -176,17 +180,28 @@ struct Loops {
   /// Adds term(row, j, load, sums) over R rows to the sums of each column.
   template <size_t R, class Prefetch, class Term>
   static void add_rows(size_t n, double* sum_a, double* sum_b, Prefetch prefetch, const Term& term) {
-    const auto column = [&](size_t j, const auto& load) {
-      prefetch();
-      Sums s{L::load(sum_a + j), L::load(sum_b + j)};
+    const auto columns = [&](size_t j, auto steps, const auto& load) {
+      constexpr size_t K = decltype(steps)::value;
+      prefetch(K * lanes);
+      Sums s[K];
+#pragma GCC unroll 2
+      for (size_t k = 0; k < K; ++k) s[k] = {L::load(sum_a + j + k * lanes), L::load(sum_b + j + k * lanes)};
 #pragma GCC unroll 8
-      for (size_t r = 0; r < R; ++r) term(r, j, load, s);
-      L::store(sum_a + j, s.a);
-      L::store(sum_b + j, s.b);
+      for (size_t r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (size_t k = 0; k < K; ++k) term(r, j + k * lanes, load, s[k]);
+      }
+#pragma GCC unroll 2
+      for (size_t k = 0; k < K; ++k) {
+        L::store(sum_a + j + k * lanes, s[k].a);
+        L::store(sum_b + j + k * lanes, s[k].b);
+      }
     };
+    using One = std::integral_constant<size_t, 1>;
     size_t j = 0;
-    for (; j + lanes <= n; j += lanes) column(j, Whole{});
-    if (j < n) column(j, Part{n - j});
+    for (; j + step <= n; j += step) columns(j, std::integral_constant<size_t, step / lanes>{}, Whole{});
+    for (; j + lanes <= n; j += lanes) columns(j, One{}, Whole{});
+    if (j < n) columns(j, One{}, Part{n - j});
   }
 
   /// Calls add(first row, number of rows) for several rows at a time.
@@ -204,7 +219,7 @@ struct Loops {
       const T* x = elements(X) + first * pitch;
       constexpr size_t R = decltype(together)::value;
       RowsAhead<R> ahead(x, pitch, n);
-      const auto prefetch = [&] { ahead.step(); };
+      const auto prefetch = [&](size_t columns) { ahead.advance(columns); };
       add_rows<R>(n, sum, square, prefetch, [&](size_t r, size_t j, const auto& load, Sums& s) {
         const V centred = load.kept(L::sub(load(x + r * pitch + j), L::load(shift + j)));
         s.a = L::add(s.a, centred);
@@ -220,9 +235,9 @@ struct Loops {
       const T* x = elements(X) + first * pitch;
       constexpr size_t R = decltype(together)::value;
       RowsAhead<R> ahead_dy(dy, pitch, n), ahead_x(x, pitch, n);
-      const auto prefetch = [&] {
-        ahead_dy.step();
-        ahead_x.step();
+      const auto prefetch = [&](size_t columns) {
+        ahead_dy.advance(columns);
+        ahead_x.advance(columns);
       };
       add_rows<R>(n, sum_dY, sum_dYX, prefetch, [&](size_t r, size_t j, const auto& load, Sums& s) {
         const V gradient = load(dy + r * pitch + j);

@@ -1,0 +1,63 @@
+"""A file is exported in a process of its own: TensorFlow fills memory, warns a lot, and can die.
+
+    python -m bnpass.export.child REQUEST.json
+
+The answer is ``answer.json`` in the folder of the request, with the model beside it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bnpass.errors import BnpassError
+from bnpass.export.options import ExportOptions
+from bnpass.export.source import Source
+
+MODEL, ANSWER = "model.onnx", "answer.json"
+
+
+def main(request: str) -> int:
+    """Carry a request out and write the answer."""
+    folder = Path(request).parent
+    job = json.loads(Path(request).read_text(encoding="utf-8"))
+    try:
+        answer = _work(job, folder)
+    except BnpassError as error:
+        notes = [note for note in getattr(error, "__notes__", ()) if note]
+        answer = {"error": type(error).__name__, "message": "; ".join([str(error), *notes])}
+    (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+def _work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    from bnpass.export.loading import load_model, synchronize
+    from bnpass.export.work import carry_out
+    from bnpass.verification.prepared import write_model
+
+    source = Source(Path(job["path"]), job["kind"])
+    model = load_model(source, trust=job["trust"])
+    if job["sync"]:
+        synchronize(model)
+    given = job["options"]
+    if given["signature"] is not None:
+        given["signature"] = [(tuple(shape), dtype) for shape, dtype in given["signature"]]
+    done = carry_out(model, ExportOptions(**given))
+    write_model(done.model, folder / MODEL)
+    return {
+        "framework": done.framework,
+        "norms": done.norms,
+        "state": list(done.state),
+        "notes": list(done.notes),
+        "found": None if done.found is None else done.found.to_json(),
+        "text": "" if done.found is None else done.found.summary(),
+        "why_not": done.why_not,
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the same file on every machine
+    sys.exit(main(sys.argv[1]))

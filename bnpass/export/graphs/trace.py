@@ -1,0 +1,183 @@
+"""A graph of TensorFlow becomes a frozen one, in which a marker stands for each batch normalization."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bnpass.export.capture.calls import TOKEN, Calls
+from bnpass.export.errors import ExportError
+from bnpass.export.graphs import ends, refusals
+from bnpass.export.graphs.facts import Facts
+from bnpass.export.graphs.flatten import flattened, without_order
+from bnpass.export.graphs.freeze import check_order, frozen
+from bnpass.export.graphs.mode import bind
+from bnpass.export.graphs.proto import in_one_line, node_of, pruned
+from bnpass.export.graphs.recognize import recognized
+from bnpass.export.graphs.replace import replaced
+from bnpass.export.ports import Port
+from bnpass.export.trace import Traced
+
+Tensors = Sequence[str] | None
+"""Names of tensors, or of ops of which the first result is meant; None to find them."""
+
+
+def trace_graph_def(
+    graph_def: Any,  # noqa: ANN401  untyped protobufs
+    inputs: Tensors = None,
+    outputs: Tensors = None,
+    *,
+    training: bool = False,
+) -> Traced:
+    """Trace a GraphDef without variables.
+
+    Args:
+        graph_def: It is not changed.
+        inputs: Its inputs; by default the placeholders without a default.
+        outputs: Its outputs; by default what depends on an input and is read by nothing.
+        training: What a placeholder that says `training` is bound to. Batch normalization that has a mode of its own
+            keeps it.
+
+    Raises:
+        ExportError: Something cannot be exported; node and op are named.
+    """
+    return _trace(graph_def, None, inputs, outputs, training=training)
+
+
+def trace_graph(
+    graph: Any,  # noqa: ANN401  of TensorFlow, as the session
+    session: Any,  # noqa: ANN401
+    inputs: Tensors = None,
+    outputs: Tensors = None,
+    *,
+    training: bool = False,
+) -> Traced:
+    """Trace a live graph with the values that its variables have in a session.
+
+    Args:
+        graph: A ``tf.Graph``; it is not changed.
+        session: One of this graph, with its variables initialized.
+        inputs: As in ``trace_graph_def``.
+        outputs: As in ``trace_graph_def``.
+        training: As in ``trace_graph_def``.
+
+    Raises:
+        ExportError: Something cannot be exported; node and op are named.
+    """
+    return _trace(graph.as_graph_def(), session, inputs, outputs, training=training)
+
+
+def _trace(graph_def: Any, session: Any, inputs: Tensors, outputs: Tensors, *, training: bool) -> Traced:  # noqa: ANN401
+    read = ends.find_inputs(graph_def) if inputs is None else list(inputs)
+    if outputs is None:
+        outputs = ends.find_outputs(graph_def, read)
+    return trace_ends(graph_def, session, ends.named(read), ends.named(outputs), training=training)
+
+
+def trace_ends(
+    graph_def: Any,  # noqa: ANN401
+    session: Any,  # noqa: ANN401
+    inputs: ends.Names,
+    outputs: ends.Names,
+    *,
+    training: bool,
+    modes: frozenset[str] = frozenset(),
+) -> Traced:
+    """Trace a graph whose inputs and outputs have names.
+
+    Args:
+        graph_def: It is not changed.
+        session: Holds the values of its variables; None if it has none.
+        inputs: Tensors by the names that they are to have.
+        outputs: As inputs.
+        training: What a placeholder that says the mode is bound to.
+        modes: Placeholders that say the mode, whatever they are called.
+
+    Raises:
+        ExportError: Something cannot be exported; node and op are named.
+    """
+    if not outputs:
+        raise ExportError("the graph has no outputs")
+    flat, given = _flat(graph_def, session, inputs, outputs, training=training, modes=modes)
+    graph = _imported(flat)
+    made = ends.ports(graph, outputs)
+    found = recognized(Facts(graph, frozenset(outputs.values())))
+    _check_inner(flat)
+    calls = Calls()
+    with in_one_line("batch normalization cannot be replaced"):
+        marked, names = replaced(graph, found, calls)
+    moved = tuple(replace(port, tensor=names.get(port.tensor, port.tensor)) for port in made)
+    marked = pruned(marked, [port.tensor for port in moved])
+    final = _optimized(marked, [port.tensor for port in given], [port.tensor for port in moved])
+    _check_counts(final, calls)
+    refusals.check_types(final)
+    return Traced(final, given, moved, (), calls)
+
+
+def _flat(
+    graph_def: Any,  # noqa: ANN401
+    session: Any,  # noqa: ANN401
+    inputs: ends.Names,
+    outputs: ends.Names,
+    *,
+    training: bool,
+    modes: frozenset[str],
+) -> tuple[Any, tuple[Port, ...]]:
+    """Return a graph without functions, variables and mode, and the inputs that it has left."""
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    bound = bind(copy, training=training, names=modes)
+    left = {name: tensor for name, tensor in inputs.items() if node_of(tensor) not in bound}
+    given = ends.ports(_imported(pruned(copy, left.values())), left)
+    ends.cut(copy, given)
+    ends.take_defaults(copy)
+    flat = flattened(copy, list(outputs.values()))
+    check_order(flat)
+    without_order(flat)
+    flat = pruned(flat, outputs.values())
+    refusals.check_ops(flat)
+    flat = pruned(frozen(flat, session, list(outputs.values())), outputs.values())
+    refusals.check_placeholders(flat, [node_of(tensor) for tensor in left.values()])
+    return flat, given
+
+
+def _imported(graph_def: Any) -> Any:  # noqa: ANN401
+    """Return a graph, in which TensorFlow has worked out types and shapes."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph, in_one_line("the graph is not one of TensorFlow"):
+        tf.import_graph_def(graph_def, name="")
+    return graph
+
+
+def _optimized(graph_def: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:  # noqa: ANN401
+    """Let TensorFlow fold constants, as tf2onnx expects it."""
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+
+    present = {node.name for node in graph_def.node}
+    read = [name for name in inputs if node_of(name) in present]
+    with tf.Graph().as_default(), in_one_line("the graph cannot be prepared for the conversion"):
+        return tf_loader.tf_optimize(read, list(dict.fromkeys(outputs)), graph_def)
+
+
+def _check_inner(flat: Any) -> None:  # noqa: ANN401
+    """Refuse batch normalization in a loop or a branch that is not decided: it would be lost there."""
+    from tensorflow.python.framework import function_def_to_graph
+
+    for node, function in refusals.inner_graphs(flat):
+        with in_one_line(f"'{node.name}' ({node.op}) cannot be looked into"):
+            inner = function_def_to_graph.function_def_to_graph(function)
+        found = recognized(Facts(inner, frozenset(t.name for t in inner.outputs)))
+        if found:
+            raise ExportError(f"batch normalization '{found[0].name}' is inside of '{node.name}' ({node.op}), "
+                              "a loop or a branch that is not decided")  # fmt: skip
+
+
+def _check_counts(graph_def: Any, calls: Calls) -> None:  # noqa: ANN401
+    """Make sure that every batch normalization has its marker."""
+    tokens = [node.attr["token"].s.decode() for node in graph_def.node if node.op == "PyFuncStateless"]
+    if sorted(tokens) != sorted(f"{TOKEN}{i}" for i in range(len(calls.records))):
+        raise ExportError(f"{len(calls.records)} batch normalizations were recognised, and {len(tokens)} are left")
+    left = next((node for node in graph_def.node if node.op in refusals.FUSED), None)
+    if left is not None:
+        raise ExportError(f"'{left.name}' ({left.op}) was not recognised")
