@@ -9,6 +9,7 @@ import onnx_ir as ir
 from bnpass.errors import VerificationError
 from bnpass.expansion.result import Expanded
 from bnpass.report import Check, counted
+from bnpass.verification.compare_points import compare_points
 from bnpass.verification.float64 import Float64Model, NoFloat64Error
 from bnpass.verification.inputs import make_draws
 from bnpass.verification.perturb import perturbed
@@ -77,13 +78,16 @@ def _check_shared(sites: Sequence[Expanded]) -> None:
 
 def _whole(original: ir.Model, expanded: ir.Model, seed: int) -> WholeBatch:
     dealt = dealt_inputs(original)
-    feeds, names = _samples(original, dealt, seed), [v.name or "" for v in original.graph.outputs]
+    feeds, names = _samples(original, dealt, seed), compare_points(original, expanded).outputs
+    if not names:
+        raise CannotSplitError("all outputs depend on random operators")
     reference = Float64Model(original).run(feeds, names)
     begun = time.monotonic()
     found = run_replicas(expanded, [feeds])[0]
     if time.monotonic() - begun > _SLOW_S:
         raise CannotSplitError("several replicas of this model would take too long in one process")
     copies = [copy for i in range(_COPIES) if (copy := perturbed(expanded, seed + 1000 + i)) is not None]
+    found = {name: array for name, array in found.items() if name in names}
     return WholeBatch(feeds, dealt, SAMPLES, reference, found, [run_replicas(copy, [feeds])[0] for copy in copies])
 
 

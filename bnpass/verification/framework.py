@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnpass.verification.bound import EPSILON, Judgement, judge
-from bnpass.verification.compare_points import ComparePoints, compare_points
+from bnpass.verification.compare_points import ComparePoints, NotCompared, compare_points
 from bnpass.verification.float64 import Float64Model, NoFloat64Error
 from bnpass.verification.inputs import Draw, model_inputs
 from bnpass.verification.perturb import move_one_ulp
@@ -110,7 +110,7 @@ def _judged(
         tuple(_sizes(model, call) for call in calls),
         compared,
         "float64" if not reason else f"the exported model itself ({reason})",
-        points.not_compared,
+        tuple(NotCompared(one.name, one.reason.partition(";")[0]) for one in points.not_compared),
         notes=(f"ONNX Runtime {outcome.version}, graph optimizations off",),
     )
 

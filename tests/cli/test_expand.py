@@ -214,3 +214,17 @@ def test_help_says_what_the_options_mean() -> None:
     assert done.code == 0
     for flag in ("--sync GROUP", "--correction", "--collective", "--stats", "--as-functions", "--uniform NAME"):
         assert flag in done.out
+
+
+DROPS = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+    [bn] z, mz, vz = BatchNormalization <training_mode = 1> (x, s, b, m, v)
+    y = Dropout (z, ratio, training)
+}"""
+
+
+def test_what_stands_behind_dropout_is_not_held_against_the_replicas(call: Call, tmp_path: Path) -> None:
+    constants = {"ratio": np.array(0.5, np.float32), "training": np.array(True)}
+    source = written(tmp_path, model(DROPS, {**batch_norm(4), **constants}))
+    done = call("expand", source, "--sync", "world")
+    assert done.code == 0, done.err
+    assert "checked, replicas: 3 groups of replicas" in done.out
