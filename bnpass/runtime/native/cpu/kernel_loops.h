@@ -44,11 +44,11 @@ struct Loops {
     return elements > distance ? Ahead{from + distance, elements - distance} : Ahead{from, 0};
   }
 
-  /// For a row that others follow: further in the same stretch, or in the same place of a later row.
-  static Ahead in_rows(const T* row, size_t rows_left, size_t pitch, size_t n) {
-    if (pitch == n) return in_stretch(row, rows_left * pitch);
-    const size_t later = (2048 / sizeof(T) + n - 1) / n;
-    return rows_left > later ? Ahead{row + later * pitch, n} : Ahead{row, 0};
+  /// For a row that begins with an element: further in the same stretch, or in the same place of a later row.
+  static Ahead in_rows(const T* from, size_t first, size_t rows, size_t pitch, size_t n) {
+    if (pitch == n) return in_stretch(from + first, rows * pitch - first);
+    const size_t later = first + (1 + 2048 / sizeof(T) / (n + 1)) * pitch;
+    return later < rows * pitch ? Ahead{from + later, n} : Ahead{from, 0};
   }
 
   /// Adds up term(j, load, sums) over 0 <= j < n, of many in several accumulators.
@@ -72,7 +72,10 @@ struct Loops {
     L::store(to + lanes, total.b);
   }
 
-  /// Elements in front of the first address that can be streamed to.
+  /// Stretches that are worth a part of the lanes at their beginning, so that no other lanes cross a cache line.
+  static constexpr size_t aligned_from = 8 * lanes;
+
+  /// Elements in front of the first address where lanes are aligned.
   static size_t head(const T* to) {
     const size_t past = reinterpret_cast<uintptr_t>(to) / sizeof(T) % lanes;
     return past == 0 ? 0 : lanes - past;
@@ -90,14 +93,30 @@ struct Loops {
       }
       for (; j + lanes <= n; j += lanes) put(to + j, value(j, Whole{}));
     };
-    if (stream) {
+    if (stream || n >= aligned_from) {
       j = std::min(n, head(to));
       if (j > 0) L::store(to, value(0, Part{j}), j);
+    }
+    if (stream) {
       lines([](T* at, const V& values) { L::stream(at, values); });
     } else {
       lines([](T* at, const V& values) { L::store(at, values); });
     }
     if (j < n) L::store(to + j, value(j, Part{n - j}), n - j);
+  }
+
+  /// As write, for rows: value(element, column, load), ahead_of(element)(j). Rows without gaps are cut where lanes are
+  /// aligned, so that all of them are written whole: a line that is streamed in parts costs several.
+  template <class AheadOf, class Value>
+  static void write_rows(size_t rows, size_t pitch, size_t n, T* to, bool stream, const AheadOf& ahead_of,
+                         const Value& value) {
+    const size_t cut = pitch == n && n % lanes == 0 ? head(to) : 0;
+    const auto part = [&](size_t first, size_t column, size_t length) {
+      write(length, to + first, stream, ahead_of(first),
+            [&](size_t j, const auto& load) { return value(first + j, column + j, load); });
+    };
+    if (cut > 0) part(0, 0, cut);
+    for (size_t r = 0; r < rows; ++r) part(r * pitch + cut, cut, r + 1 < rows ? n : n - cut);
   }
 
   static void run_sums(const void* X, size_t channels, size_t stride, size_t n, const double* shift, double* sums) {
@@ -205,9 +224,8 @@ struct Loops {
   }
 
   /// Calls add(first row, number of rows) for several rows at a time.
-  template <class Add>
+  template <size_t together, class Add>
   static void by_rows(size_t rows, const Add& add) {
-    constexpr size_t together = 8;
     size_t r = 0;
     for (; r + together <= rows; r += together) add(r, std::integral_constant<size_t, together>{});
     for (; r < rows; ++r) add(r, std::integral_constant<size_t, 1>{});
@@ -215,7 +233,7 @@ struct Loops {
 
   static void row_sums(const void* X, size_t rows, size_t pitch, size_t n, const double* shift, double* sum,
                        double* square) {
-    by_rows(rows, [&](size_t first, auto together) {
+    by_rows<8>(rows, [&](size_t first, auto together) {
       const T* x = elements(X) + first * pitch;
       constexpr size_t R = decltype(together)::value;
       RowsAhead<R> ahead(x, pitch, n);
@@ -230,7 +248,7 @@ struct Loops {
 
   static void row_gradient_sums(const void* dY, const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
                                 double* sum_dY, double* sum_dYX) {
-    by_rows(rows, [&](size_t first, auto together) {
+    by_rows<4>(rows, [&](size_t first, auto together) {
       const T* dy = elements(dY) + first * pitch;
       const T* x = elements(X) + first * pitch;
       constexpr size_t R = decltype(together)::value;
@@ -249,27 +267,27 @@ struct Loops {
 
   static void row_normalize(const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
                             const double* factor, const double* B, void* Y, bool stream) {
-    for (size_t r = 0; r < rows; ++r) {
-      const T* x = elements(X) + r * pitch;
-      const Ahead ahead = in_rows(x, rows - r, pitch, n);
-      write(n, static_cast<T*>(Y) + r * pitch, stream, ahead, [&](size_t j, const auto& load) {
-        return L::fma(L::load(factor + j), L::sub(load(x + j), L::load(mean + j)), L::load(B + j));
-      });
-    }
+    const T* x = elements(X);
+    write_rows(
+        rows, pitch, n, static_cast<T*>(Y), stream,
+        [&](size_t first) { return in_rows(x, first, rows, pitch, n); },
+        [&](size_t i, size_t j, const auto& load) {
+          return L::fma(L::load(factor + j), L::sub(load(x + i), L::load(mean + j)), L::load(B + j));
+        });
   }
 
   static void row_gradient(const void* dY, const void* X, size_t rows, size_t pitch, size_t n, const double* mean,
                            const double* factor, const double* shift, const double* slope, void* dX, bool stream) {
-    for (size_t r = 0; r < rows; ++r) {
-      const T* dy = elements(dY) + r * pitch;
-      const T* x = elements(X) + r * pitch;
-      const Ahead ahead_dy = in_rows(dy, rows - r, pitch, n), ahead_x = in_rows(x, rows - r, pitch, n);
-      const auto ahead = [&](size_t j) { ahead_dy(j), ahead_x(j); };
-      write(n, static_cast<T*>(dX) + r * pitch, stream, ahead, [&](size_t j, const auto& load) {
-        return gradient_of(load(dy + j), load(x + j), L::load(mean + j), L::load(factor + j), L::load(shift + j),
-                           L::load(slope + j));
-      });
-    }
+    const T* dy = elements(dY);
+    const T* x = elements(X);
+    const auto ahead_of = [&](size_t first) {
+      const Ahead ahead_dy = in_rows(dy, first, rows, pitch, n), ahead_x = in_rows(x, first, rows, pitch, n);
+      return [=](size_t j) { ahead_dy(j), ahead_x(j); };
+    };
+    write_rows(rows, pitch, n, static_cast<T*>(dX), stream, ahead_of, [&](size_t i, size_t j, const auto& load) {
+      return gradient_of(load(dy + i), load(x + i), L::load(mean + j), L::load(factor + j), L::load(shift + j),
+                         L::load(slope + j));
+    });
   }
 
   static void to_double(const void* from, double* to, size_t n) {

@@ -3,7 +3,7 @@
 // A run is n elements of one channel, one behind the other; runs of neighbouring channels follow at a stride. Their
 // sums are kept in lanes, 2·lanes doubles per channel: Σ a in the first half, Σ b in the second.
 // A row is n columns, which have a shift, a factor and sums each; rows follow at a pitch. Vectors over the columns are
-// readable (and sums writable) up to a multiple of lanes, and for normalize and gradient to lanes beyond n.
+// readable (and sums writable) up to a multiple of lanes; those of normalize and gradient begin anew behind n.
 // stream: write past the caches; call fence before another thread may look.
 #pragma once
 

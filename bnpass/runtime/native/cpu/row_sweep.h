@@ -17,17 +17,21 @@ class RowSweep {
 
   /// A vector over the columns.
   struct Columns {
-    alignas(64) double values[max_columns + lanes];
+    alignas(64) double values[lanes + max_columns + lanes];
   };
 
   void clear(Columns& columns) const { std::fill_n(columns.values, padded(), 0.0); }
 
-  void spread(const double* channels, Columns& columns) const {
-    double* to = columns.values;
+  /// Returns where the vector begins; behind its end it begins again. If the first column is written so many elements
+  /// behind an address where lanes are aligned, lanes that are aligned there are aligned in the vector too.
+  const double* spread(const double* channels, Columns& columns, size_t behind = 0) const {
+    double* const begin = columns.values + behind % lanes;
+    double* to = begin;
     for (size_t w = 0; w < cut_.wide; ++w) {
       for (size_t c = 0; c < tile_.channels; ++c) to = std::fill_n(to, cut_.view.inner, channels[c]);
     }
-    std::fill(to, columns.values + padded(), 0.0);
+    for (; to < begin + padded(); ++to) *to = *(to - columns_);
+    return begin;
   }
 
   void gather(const Columns& columns, double* channels) const {
@@ -65,6 +69,9 @@ class RowSweep {
       }
     }
   }
+
+  /// The first element of the first row.
+  size_t first() const { return start(tile_.from); }
 
  private:
   size_t padded() const { return (columns_ + lanes - 1) / lanes * lanes + lanes; }

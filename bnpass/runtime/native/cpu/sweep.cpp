@@ -9,11 +9,11 @@ void Sweep::sums(const Tile& tile, const void* X, const double* shift, double* s
   if (cut.by_rows) {
     const RowSweep rows(cut, tile);
     RowSweep::Columns shifts, a, b;
-    rows.spread(shift, shifts);
+    const double* shift_of = rows.spread(shift, shifts);
     rows.clear(a);
     rows.clear(b);
     rows.forwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
-      kernels.row_sums(at(X, first), count, pitch, columns, shifts.values, a.values, b.values);
+      kernels.row_sums(at(X, first), count, pitch, columns, shift_of, a.values, b.values);
     });
     rows.gather(a, sum);
     rows.gather(b, square);
@@ -33,11 +33,11 @@ void Sweep::gradient_sums(const Tile& tile, const void* dY, const void* X, const
   if (cut.by_rows) {
     const RowSweep rows(cut, tile);
     RowSweep::Columns means, a, b;
-    rows.spread(mean, means);
+    const double* mean_of = rows.spread(mean, means);
     rows.clear(a);
     rows.clear(b);
     rows.forwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
-      kernels.row_gradient_sums(at(dY, first), at(X, first), count, pitch, columns, means.values, a.values, b.values);
+      kernels.row_gradient_sums(at(dY, first), at(X, first), count, pitch, columns, mean_of, a.values, b.values);
     });
     rows.gather(a, sum_dY);
     rows.gather(b, sum_dYX);
@@ -58,12 +58,12 @@ void Sweep::normalize(const Tile& tile, const void* X, const double* mean, const
   if (cut.by_rows) {
     const RowSweep rows(cut, tile);
     RowSweep::Columns means, factors, Bs;
-    rows.spread(mean, means);
-    rows.spread(factor, factors);
-    rows.spread(B, Bs);
+    const size_t behind = behind_aligned(at(Y, rows.first()));
+    const double* mean_of = rows.spread(mean, means, behind);
+    const double* factor_of = rows.spread(factor, factors, behind);
+    const double* B_of = rows.spread(B, Bs, behind);
     rows.backwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
-      kernels.row_normalize(at(X, first), count, pitch, columns, means.values, factors.values, Bs.values, at(Y, first),
-                            stream);
+      kernels.row_normalize(at(X, first), count, pitch, columns, mean_of, factor_of, B_of, at(Y, first), stream);
     });
   } else {
     RunSweep(cut, tile).backwards([&](size_t first, size_t length) {
@@ -79,13 +79,14 @@ void Sweep::gradient(const Tile& tile, const void* dY, const void* X, const doub
   if (cut.by_rows) {
     const RowSweep rows(cut, tile);
     RowSweep::Columns means, factors, shifts, slopes;
-    rows.spread(mean, means);
-    rows.spread(factor, factors);
-    rows.spread(shift, shifts);
-    rows.spread(slope, slopes);
+    const size_t behind = behind_aligned(at(dX, rows.first()));
+    const double* mean_of = rows.spread(mean, means, behind);
+    const double* factor_of = rows.spread(factor, factors, behind);
+    const double* shift_of = rows.spread(shift, shifts, behind);
+    const double* slope_of = rows.spread(slope, slopes, behind);
     rows.backwards([&](size_t first, size_t count, size_t pitch, size_t columns) {
-      kernels.row_gradient(at(dY, first), at(X, first), count, pitch, columns, means.values, factors.values,
-                           shifts.values, slopes.values, at(dX, first), stream);
+      kernels.row_gradient(at(dY, first), at(X, first), count, pitch, columns, mean_of, factor_of, shift_of, slope_of,
+                           at(dX, first), stream);
     });
   } else {
     RunSweep(cut, tile).backwards([&](size_t first, size_t length) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "cpu/cut.h"
 #include "cpu/kernels.h"
@@ -33,6 +34,8 @@ struct Sweep {
     return static_cast<const char*>(values) + element * bytes;
   }
   void* at(void* values, size_t element) const { return static_cast<char*>(values) + element * bytes; }
+  /// Elements between the last address where lanes are aligned and this one.
+  size_t behind_aligned(const void* value) const { return reinterpret_cast<uintptr_t>(value) / bytes % lanes; }
 };
 
 }  // namespace bnpass::cpu
