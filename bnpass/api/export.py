@@ -1,5 +1,6 @@
 """Export a model of Keras or TensorFlow from end to end."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from bnpass import census, model_io
 from bnpass.api.fold import fold as fold_model
 from bnpass.api.transform import Progress
 from bnpass.errors import SaveError, UsageError
+from bnpass.export.child import CONSTRAINTS
 from bnpass.export.options import ExportOptions
 from bnpass.export.parent import export_in_child
 from bnpass.export.source import Source, identify
@@ -26,10 +28,12 @@ class ExportResult:
 
     Attributes:
         model: The exported model; where a path was given for it, that path.
+        constraints: The model that projects the weights of a training export, where it has constraints: likewise.
         report: What happened, for printing or storing.
     """
 
     model: ir.Model | Path
+    constraints: ir.Model | Path | None
     report: ExportReport
 
 
@@ -52,7 +56,8 @@ def export(
     inputs; nothing is written and nothing returned unless both agree.
 
     Args:
-        model: A live model of Keras, or the path of a ``.keras``, ``.h5`` or ``.pb`` file or of a SavedModel.
+        model: A live model of Keras, a session of TensorFlow 1 with its graph, or the path of a ``.keras``, ``.h5`` or
+            ``.pb`` file or of a SavedModel.
         path: Where to write the result; by default nowhere for a live model, and beside a file.
         options: How to export; or give its fields by name: ``training=True``, ``opset``, ``signature``, ….
         fold: Fold the batch normalization of the exported model, which must not be a training export.
@@ -83,11 +88,12 @@ def export(
     told("export", 0.0)
     with tempfile.TemporaryDirectory(prefix="bnpass-export-") as folder:
         if given is None:
-            exported, answer = _live(model, wanted, sync=sync)
+            exported, constraints, answer = _live(model, wanted, sync=sync)
         else:
             source = identify(given, trust=trust_model)
             file, answer = export_in_child(source, wanted, Path(folder), trust=trust_model, sync=sync)
             exported, answer = model_io.load(file), {**answer, "notes": [*_lost(source, sync), *answer["notes"]]}
+            constraints = model_io.load(beside) if (beside := file.with_name(CONSTRAINTS)).exists() else None
         checks = [_check(answer)]
         if fold:
             told("fold", 0.0)
@@ -112,14 +118,25 @@ def export(
             return done
 
         if target is None:
-            return ExportResult(exported, report(None))
+            return ExportResult(exported, constraints, report(None))
         told("save", 0.0)
         # the state of a training export lies beside it, where a training loop can find and replace it
         policy: model_io.Policy = "always" if wanted.training else "auto"
-        with model_io.stage(exported, target, force=force, external_data=policy) as staged:
+        with contextlib.ExitStack() as stack:
+            staged = stack.enter_context(model_io.stage(exported, target, force=force, external_data=policy))
+            second = None
+            if constraints is not None:
+                second = stack.enter_context(model_io.stage(constraints, _beside(target), force=force))
             done = report(FileFact(str(target), staged.bytes, None))
+            if second is not None:
+                second.commit()
             staged.commit()
-    return ExportResult(target, done)
+    return ExportResult(target, None if second is None else _beside(target), done)
+
+
+def _beside(target: Path) -> Path:
+    """Return where the model of the constraints goes."""
+    return target.with_name(f"{target.stem}.constraints.onnx")
 
 
 def _target(source: Path | None, path: str | os.PathLike[str] | None, *, training: bool, force: bool) -> Path | None:
@@ -135,21 +152,34 @@ def _target(source: Path | None, path: str | os.PathLike[str] | None, *, trainin
     return target
 
 
-def _live(model: Any, options: ExportOptions, *, sync: bool) -> tuple[ir.Model, Mapping[str, Any]]:  # noqa: ANN401
-    if not any(base.__module__.split(".")[0] in ("keras", "tf_keras") for base in type(model).__mro__):
-        raise UsageError(f"a {type(model).__name__} is no model of Keras; give a model, or the path of a file")
+def _live(
+    model: Any,  # noqa: ANN401
+    options: ExportOptions,
+    *,
+    sync: bool,
+) -> tuple[ir.Model, ir.Model | None, Mapping[str, Any]]:
+    """Export a live model, in this process."""
     if sync:
         raise UsageError("sync is for files that do not say it; make the layers of a live model synchronized")
-    from bnpass.export.work import carry_out  # imports what the check needs
+    bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
+    from bnpass.export.work import carry_out, carry_out_graph  # imports what the check needs
 
-    done = carry_out(model, options)
+    if bases & {"keras", "tf_keras"}:
+        done = carry_out(model, options)
+    elif "tensorflow" in bases and hasattr(model, "graph") and hasattr(model, "run"):
+        from bnpass.export.graphs import trace_graph
+
+        traced = trace_graph(model.graph, model, options.inputs, options.outputs, training=options.training)
+        done = carry_out_graph(traced, options)
+    else:
+        raise UsageError(f"a {type(model).__name__} is no model of Keras, no session of TensorFlow and no path")
     found = None if done.found is None else done.found.to_json()
     text = "" if done.found is None else done.found.summary()
     answer = {
         "framework": done.framework, "norms": done.norms, "state": done.state, "notes": done.notes,
         "found": found, "text": text, "why_not": done.why_not,
     }  # fmt: skip
-    return done.model, answer
+    return done.model, done.constraints, answer
 
 
 def _lost(source: Source, sync: bool) -> list[str]:

@@ -41,11 +41,14 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="an input of a model that does not know its own, as float32:None,224,224,3; once for each",
     )  # fmt: skip
     parser.add_argument(
+        "--inputs", metavar="NAMES", help="tensors of a graph without layers that are its inputs, as x:0,y:0"
+    )
+    parser.add_argument("--outputs", metavar="NAMES", help="likewise its outputs (default: both are found)")
+    parser.add_argument("--signature-key", metavar="KEY", help="which signature of a SavedModel without layers")
+    parser.add_argument(
         "--reinitialize", metavar="SEED", type=count, help="with --training: fresh weights of the layers' initializers"
     )
-    parser.add_argument(
-        "--trust-model", action="store_true", help="load files that can hold code: HDF5, Lambda layers"
-    )
+    parser.add_argument("--trust-model", action="store_true", help="load files that can hold code: HDF5, Lambda layers")
     parser.add_argument(
         "--check", metavar="N", type=count, default=3,
         help="calls that are compared with the framework, in training at least 5 steps (default 3; 0: none)",
@@ -65,6 +68,9 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         training=arguments.training,
         opset=arguments.opset,
         signature=tuple(map(_input, arguments.input_shape)) or None,
+        inputs=_names(arguments.inputs),
+        outputs=_names(arguments.outputs),
+        signature_key=arguments.signature_key,
         group=arguments.group,
         check=arguments.check,
         seed=arguments.seed,
@@ -86,6 +92,10 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     if not arguments.quiet:
         print(result.report.to_text())
     return ExitCode.DONE
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name for name in text.split(",") if name)
 
 
 def _input(text: str) -> tuple[tuple[int | None, ...], str]:

@@ -1,7 +1,7 @@
 """A marker becomes batch normalization: the operator of ONNX where it can say it, else a layer of ours.
 
-    inference, one channel axis      BatchNormalization on axis 1, in float32 or float64
-    everything else                  ``layers.emit_layer``: our operators, with their bodies
+inference, one channel axis      BatchNormalization on axis 1, in float32 or float64
+everything else                  ``layers.emit_layer``: our operators, with their bodies
 """
 
 from collections import Counter
@@ -55,14 +55,14 @@ def assemble(model: ir.Model, calls: Calls, *, group: str, seed: int) -> Assembl
     names, seen = Counter[str](), set[int]()
     for node in [node for node in model.graph.all_nodes() if node.op_type == MARKER]:
         call = _call_of(node, calls)
-        seen.add(calls.records.index(call))
+        seen.add(id(call))  # records of a shared layer are equal
         path = call.layer_name
         number = names[path]
         names[path] += 1
         op = Emit(path if number == 0 else f"{path}_{number}")
         _replace(node, op, call, group, dropout_seed(seed, len(seen)))
     norms = {path: names[path] for path in dict.fromkeys(_names(calls))}
-    unused = [r.layer_name for i, r in enumerate(calls.records) if i not in seen and isinstance(r, NormCall)]
+    unused = [r.layer_name for r in calls.records if id(r) not in seen and isinstance(r, NormCall)]
     return Assembled(sum(norms.values()), norms, tuple(unused))
 
 
@@ -89,7 +89,7 @@ def _replace(node: ir.Node, op: Emit, call: Call, group: str, seed: int) -> None
         values = _standard(op, layer, inputs) if _is_standard(layer, call) else _layer(op, layer, call, inputs, group)
         outputs = [values[name] for name in call.outputs]
     graph = node.graph
-    assert graph is not None
+    assert graph is not None  # noqa: S101  it was found in one
     graph.insert_before(node, op.nodes)
     ir.convenience.replace_all_uses_with(node.outputs, outputs, replace_graph_outputs=True)
     graph.remove(node, safe=True)
@@ -123,7 +123,8 @@ def _layer(
     known = {name: value for name, value in inputs.items() if name != "training"}
     for name, value in known.items():
         if name not in ("X", "mask", "adjust_scale", "adjust_bias"):
-            typed(value, TYPES[layer.parameter_dtype], ir.Shape([] if name in ("rmin", "rmax", "dmax") else [layer.channels]))
+            shape = ir.Shape([] if name in ("rmin", "rmax", "dmax") else [layer.channels])
+            typed(value, TYPES[layer.parameter_dtype], shape)
     training = inputs["training"] if call.training is None else call.training
     found = values_of(emit_layer(op, layer, LayerInputs(**known), training=training, group=group))
     return {name: found[name] for name in call.outputs}
@@ -135,7 +136,7 @@ def _dropout(op: Emit, call: DropoutCall, X: ir.Value, seed: int) -> ir.Value:
     dtype = TYPES[call.dtype]
     wide = dtype if dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
     typed(X, dtype)
-    seed = call.seed if call.seed is not None else seed
+    seed = seed if call.seed is None else dropout_seed(call.seed, 0)  # masks of seeds 1 and 3 would be alike
     dropped, mask = op.many("Dropout", [op.cast(X, wide), ratio, training], ["dropped", "mask"], seed=seed)
     # the mask is read as well: ONNX Runtime removes a Dropout of which one output is used, in training mode too
     Y = op("Where", mask, dropped, op.floats(0.0, wide.numpy()), name="Y")

@@ -5,7 +5,8 @@ tf2onnx would write float16 for it. So a frozen graph is rewritten before tf2onn
     op (bfloat16)  ──>  op (float32) ── Cast to bfloat16 ── Cast to float32 ──> readers
 
 Where an op only moves or picks numbers its result is a bfloat16 number already, and both Casts are left out. Inputs and
-outputs of the model, of batch normalization and of Dropout keep their type, and so do random numbers.
+outputs of the model, of batch normalization and of Dropout keep their type, and so do random numbers. Bodies of loops
+and branches take and return float32.
 """
 
 import contextlib
@@ -16,19 +17,25 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 
-from bnpass.export.errors import ExportError
+from bnpass.export.function_bodies import as_function, as_graph, callees
 from bnpass.export.random_ops import RANDOM_OPS
 
 _NATIVE = frozenset({"Placeholder", "PyFuncStateless"}) | RANDOM_OPS
-"""Ops that become nodes of bfloat16."""
+"""Ops that become nodes of bfloat16; in the body of a loop, arguments do not."""
 
-_EXACT = frozenset(
-    "Const Identity IdentityN EnsureShape StopGradient PreventGradient Snapshot Reshape Transpose Squeeze ExpandDims "
-    "Concat ConcatV2 Split SplitV Pack Unpack Slice StridedSlice Gather GatherV2 GatherNd Tile BroadcastTo ReverseV2 "
-    "Pad PadV2 MirrorPad SpaceToDepth DepthToSpace SpaceToBatchND BatchToSpaceND ResizeNearestNeighbor Fill OnesLike "
-    "ZerosLike MatrixDiagV3 MatrixDiagPartV3 Relu Relu6 MaxPool MaxPoolV2 MaxPool3D Max Min Maximum Minimum Neg Abs "
-    "Sign Select SelectV2 ClipByValue Floor Ceil Round Rint TopK TopKV2 Unique ScatterNd".split()
-)
+# fmt: off
+_EXACT = frozenset({
+    "Const", "Identity", "IdentityN", "EnsureShape", "StopGradient", "PreventGradient", "Snapshot", "Reshape",
+    "Transpose", "Squeeze", "ExpandDims", "Concat", "ConcatV2", "Split", "SplitV", "Pack", "Unpack", "Slice",
+    "StridedSlice", "Gather", "GatherV2", "GatherNd", "Tile", "BroadcastTo", "ReverseV2", "Pad", "PadV2",
+    "MirrorPad", "SpaceToDepth", "DepthToSpace", "SpaceToBatchND", "BatchToSpaceND", "ResizeNearestNeighbor",
+    "Fill", "OnesLike", "ZerosLike", "MatrixDiagV3", "MatrixDiagPartV3", "Relu", "Relu6", "MaxPool", "MaxPoolV2",
+    "MaxPool3D", "Max", "Min", "Maximum", "Minimum", "Neg", "Abs", "Sign", "Select", "SelectV2", "ClipByValue",
+    "Floor", "Ceil", "Round", "Rint", "TopK", "TopKV2", "Unique", "Placeholder",
+    "While", "StatelessWhile", "If", "StatelessIf", "TensorListStack", "TensorListGetItem", "TensorListConcatV2",
+    "TensorListGather",
+})
+# fmt: on
 """Ops whose results are among the numbers that they read, or need no more digits than those."""
 
 
@@ -38,27 +45,51 @@ def widened(graph_def: Any, outputs: Sequence[str]) -> Any:  # noqa: ANN401  a G
     Args:
         graph_def: The graph.
         outputs: Its tensors that are wanted; they keep name and type.
-
-    Raises:
-        ExportError: There is bfloat16 inside of a loop or branch.
     """
+    parts = [graph_def.node, *(function.node_def for function in graph_def.library.function)]
+    if not any(_has_bfloat16(node) for nodes in parts for node in nodes):
+        return graph_def
+    library = _wide_library(graph_def.library)
+    wide = _rewritten(graph_def, {name.split(":")[0] for name in outputs}, _NATIVE)
+    wide.graph_def.library.CopyFrom(library)
+    return wide.graph_def
+
+
+def _wide_library(library: Any) -> Any:  # noqa: ANN401
+    """Return the bodies of loops and branches in float32: what goes in and out of them are bfloat16 numbers."""
+    old = {function.signature.name: function for function in library.function}
+    new = type(library)()
+    done: set[str] = set()
+
+    def add(name: str) -> None:
+        if name in done or name not in old:
+            return
+        done.add(name)
+        for callee in sorted(callees(old[name])):
+            add(callee)
+        graph_def, returned = as_graph(old[name], library)
+        wide = _rewritten(graph_def, set(), _NATIVE - {"Placeholder"})
+        tensors = [wide.in_float32(tensor) for tensor in returned]
+        wide.graph_def.library.CopyFrom(new)
+        new.function.append(as_function(wide.graph_def, tensors, old[name]))
+
+    for name in old:
+        add(name)
+    return new
+
+
+def _rewritten(graph_def: Any, outputs: set[str], native: frozenset[str]) -> "_Wide":  # noqa: ANN401
     import tensorflow as tf
 
-    for function in graph_def.library.function:
-        inner = next((node for node in function.node_def if _has_bfloat16(node)), None)
-        if inner is not None:
-            raise ExportError(f"op {inner.op} of '{inner.name}' computes in bfloat16 inside of a loop or branch")
-    if not any(_has_bfloat16(node) for node in graph_def.node):
-        return graph_def
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
     types = {op.name: [tensor.dtype == tf.bfloat16 for tensor in op.outputs] for op in graph.get_operations()}
-    wide = _Wide(types, {name.split(":")[0] for name in outputs})
-    for node in graph_def.node:
-        wide.add(node)
+    wide = _Wide(types, outputs, native)
+    nodes = {node.name: node for node in graph_def.node}
+    for op in graph.get_operations():  # in an order in which what is read is made before
+        wide.add(nodes[op.name])
     wide.graph_def.versions.CopyFrom(graph_def.versions)
-    wide.graph_def.library.CopyFrom(graph_def.library)
-    return wide.graph_def
+    return wide
 
 
 @contextlib.contextmanager
@@ -92,23 +123,24 @@ class _Wide:
     Args:
         types: Of each op, which of its outputs are bfloat16.
         outputs: Nodes that keep their names and types.
+        native: Ops that become nodes of bfloat16.
     """
 
-    def __init__(self, types: Mapping[str, Sequence[bool]], outputs: set[str]) -> None:
+    def __init__(self, types: Mapping[str, Sequence[bool]], outputs: set[str], native: frozenset[str]) -> None:
         import tensorflow as tf
 
         self.graph_def = tf.compat.v1.GraphDef()
-        self._types, self._outputs = types, outputs
+        self._types, self._outputs, self._native = types, outputs, native
         self._narrow: dict[str, str] = {}
         """Tensors of the old graph that are bfloat16 in the new one, and what they are called there."""
         self._as_float32: dict[str, str] = {}
 
     def add(self, old: Any) -> None:  # noqa: ANN401
-        """Write a node; those that it reads stand before it, or are found by their names."""
+        """Write a node; those that it reads are written."""
         node = self.graph_def.node.add()
         node.CopyFrom(old)
         made = [i for i, narrow in enumerate(self._types[old.name]) if narrow]
-        native = old.op in _NATIVE
+        native = old.op in self._native
         if made and old.name in self._outputs and not native:
             node.name = f"{old.name}/float32"
         if not native:
@@ -118,6 +150,10 @@ class _Wide:
         for index in made:
             self._made(old, node, index, native=native)
 
+    def in_float32(self, name: str) -> str:
+        """Return what a tensor of the old graph is called, if need be in float32."""
+        return self._read(name, narrow=False)
+
     def _made(self, old: Any, node: Any, index: int, *, native: bool) -> None:  # noqa: ANN401
         """Note where an output is to be had in bfloat16 and in float32."""
         key = _key(f"{old.name}:{index}")
@@ -125,7 +161,7 @@ class _Wide:
             self._narrow[key] = f"{node.name}:{index}"
         elif old.op not in _EXACT or old.name in self._outputs:
             name = old.name if old.name in self._outputs else f"{old.name}/bfloat16_{index}"
-            self._narrow[key] = self._cast(name, f"{node.name}:{index}", old_type="float32", new_type="bfloat16")
+            self._narrow[key] = self._cast(name, f"{node.name}:{index}", "float32", "bfloat16")
         else:
             self._as_float32[key] = f"{node.name}:{index}"
 
@@ -134,7 +170,6 @@ class _Wide:
         key = _key(name)
         if name.startswith("^") or not self._is_narrow(key):
             return name
-        assert key in self._narrow or key in self._as_float32, f"{key} is read before it is made"
         if narrow and key not in self._narrow:
             self._narrow[key] = self._cast(f"{_flat(key)}/bfloat16", self._as_float32[key], "float32", "bfloat16")
         if not narrow and key not in self._as_float32:

@@ -2,7 +2,7 @@
 
     python -m bnpass.export.child REQUEST.json
 
-The answer is ``answer.json`` in the folder of the request, with the model beside it.
+The answer is ``answer.json`` in the folder of the request, with the model beside it, and that of its constraints.
 """
 
 import json
@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnpass.errors import BnpassError
 from bnpass.export.options import ExportOptions
 from bnpass.export.source import Source
 
-MODEL, ANSWER = "model.onnx", "answer.json"
+if TYPE_CHECKING:
+    from bnpass.export.work import Done
+
+MODEL, CONSTRAINTS, ANSWER = "model.onnx", "constraints.onnx", "answer.json"
 
 
 def main(request: str) -> int:
@@ -33,19 +36,16 @@ def main(request: str) -> int:
 
 
 def _work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    from bnpass.export.loading import load_model, synchronize
-    from bnpass.export.work import carry_out
     from bnpass.verification.prepared import write_model
 
-    source = Source(Path(job["path"]), job["kind"])
-    model = load_model(source, trust=job["trust"])
-    if job["sync"]:
-        synchronize(model)
     given = job["options"]
     if given["signature"] is not None:
         given["signature"] = [(tuple(shape), dtype) for shape, dtype in given["signature"]]
-    done = carry_out(model, ExportOptions(**given))
+    source = Source(Path(job["path"]), job["kind"])
+    done = _exported(source, ExportOptions(**given), trust=job["trust"], sync=job["sync"])
     write_model(done.model, folder / MODEL)
+    if done.constraints is not None:
+        write_model(done.constraints, folder / CONSTRAINTS)
     return {
         "framework": done.framework,
         "norms": done.norms,
@@ -55,6 +55,24 @@ def _work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "text": "" if done.found is None else done.found.summary(),
         "why_not": done.why_not,
     }
+
+
+def _exported(source: Source, options: ExportOptions, *, trust: bool, sync: bool) -> "Done":
+    """Export a file: by its layers, or by its graph if it has none."""
+    from bnpass.export.graphs import read_graph_def, trace_graph_def, trace_saved_model
+    from bnpass.export.loading import load_model, synchronize
+    from bnpass.export.work import carry_out, carry_out_graph
+
+    if source.kind == "saved_model":
+        return carry_out_graph(trace_saved_model(source.path, options.signature_key, options.training), options)
+    if source.kind == "graph_def":
+        graph_def = read_graph_def(source.path)
+        ends = (options.inputs, options.outputs)
+        return carry_out_graph(trace_graph_def(graph_def, *ends, training=options.training), options)
+    model = load_model(source, trust=trust)
+    if sync:
+        synchronize(model)
+    return carry_out(model, options)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """tf2onnx converts everything but the markers, which pass through it as nodes of a domain of their own."""
 
+import contextlib
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
 
+from bnpass.export.bfloat16 import as_it_is, widened
 from bnpass.export.capture.calls import Calls, NormCall
 from bnpass.export.errors import ExportError
-from bnpass.export.random_ops import handlers
+from bnpass.export.in_order import in_order
+from bnpass.export.random_ops import handlers, keyless
 from bnpass.export.trace import Traced
 
 MARKER = "BnpassMarker"
@@ -37,14 +41,16 @@ def converted(traced: Traced, opset: int, seed: int = 0) -> ir.Model:
 
     for name in ("tf2onnx", "tf2onnx.tfonnx", "tf2onnx.tf_utils", "tf2onnx.optimizer"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    present = {node.name for node in traced.graph_def.node}
+    outputs = [port.tensor for port in (*traced.outputs, *(s.output for s in traced.state if s.output))]
+    with _refusals():
+        graph_def = widened(keyless(traced.graph_def, outputs), outputs)
+    present = {node.name for node in graph_def.node}
     ports = [*traced.inputs, *(s.input for s in traced.state)]
     inputs = [port.tensor for port in ports if port.tensor.split(":")[0] in present]
-    outputs = [port.tensor for port in (*traced.outputs, *(s.output for s in traced.state if s.output))]
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(traced.graph_def, name="")
+    with in_order(), as_it_is(), tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
         tf2onnx.tfonnx.clear_functions()
-        with tf2onnx.tf_loader.tf_session(graph=graph):
+        with tf2onnx.tf_loader.tf_session(graph=graph), _settings(traced), _refusals():
             found = tf2onnx.tfonnx.process_tf_graph(
                 graph,
                 opset=opset,
@@ -52,16 +58,44 @@ def converted(traced: Traced, opset: int, seed: int = 0) -> ir.Model:
                 custom_op_handlers={
                     "PyFuncStateless": (_handler(traced.calls), []),
                     "L2Loss": (_l2_loss, []),
+                    "Erfc": (_erfc, []),
                     **handlers(seed),
                 },
                 extra_opset=[helper.make_opsetid(DOMAIN, 1)],
                 input_names=inputs,
                 output_names=outputs,
             )
-    _widen_scalars(found)
-    model = ir.from_proto(_optimized(found).make_model("model"))
+        _widen_scalars(found)
+        model: ir.Model = ir.from_proto(_optimized(found).make_model("model"))
     _check_converted(model, opset)
+    for value in model.graph.inputs:
+        _lift_transposes(value)
     return model
+
+
+@contextlib.contextmanager
+def _settings(traced: Traced) -> Iterator[None]:
+    """Keep tf2onnx from making LSTM and GRU of loops whose weights are inputs: it wants constants."""
+    from tf2onnx import tfonnx
+
+    names = [name for name in vars(tfonnx) if name.startswith("rewrite") and ("lstm" in name or "gru" in name)]
+    skipped = {name: lambda _graph, ops: ops for name in names} if traced.state else {}
+    with contextlib.ExitStack() as stack:
+        for name, function in skipped.items():
+            stack.enter_context(mock.patch.object(tfonnx, name, function))
+        yield
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Make a refusal of whatever tf2onnx raises."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise ExportError(f"tf2onnx does not convert the model: {type(error).__name__}: {line}") from error
 
 
 def _handler(calls: Calls) -> Any:  # noqa: ANN401
@@ -91,6 +125,18 @@ def _l2_loss(ctx: Any, node: Any, _name: str, _args: Any) -> None:  # noqa: ANN4
     ctx.remove_node(node.name)
     squares = ctx.make_node("ReduceSumSquare", list(node.input), {"keepdims": 0}, shapes=[[]], dtypes=[dtype])
     ctx.make_node("Mul", [squares.output[0], half.output[0]], outputs=outputs, shapes=[[]], dtypes=[dtype])
+
+
+def _erfc(ctx: Any, node: Any, _name: str, _args: Any) -> None:  # noqa: ANN401
+    """Write erfc(x) as 1 − erf(x), of which gelu wants no more than absolute precision."""
+    dtype, shape, output = ctx.get_dtype(node.output[0]), ctx.get_shape(node.output[0]), node.output[0]
+    x = node.input[0]
+    ctx.remove_node(node.name)
+    from tf2onnx import utils
+
+    erf = ctx.make_node("Erf", [x], shapes=[shape], dtypes=[dtype]).output[0]
+    one = ctx.make_const(utils.make_name("one"), np.ones([], utils.map_onnx_to_numpy_type(dtype))).output[0]
+    ctx.make_node("Sub", [one, erf], outputs=[output], shapes=[shape], dtypes=[dtype], name=node.name)
 
 
 def _set_shapes(ctx: Any, node: Any, call: Any) -> None:  # noqa: ANN401
@@ -148,6 +194,32 @@ def _optimized(graph: Any) -> Any:  # noqa: ANN401
         return optimizer.optimize_graph(graph, catch_errors=False)
     except Exception:  # noqa: BLE001  of whatever kind: that optimizer is left out
         return optimizer.optimize_graph(spare, catch_errors=True)
+
+
+def _lift_transposes(value: ir.Value) -> None:
+    """Put the Transposes of a weight before its Casts, where they can be taken for its layout."""
+    casts = [node for node, _ in value.uses() if node.op_type == "Cast"]
+    for cast in casts:
+        if len(cast.outputs[0].uses()) == 1 and not cast.outputs[0].is_graph_output():
+            _lift_transposes(cast.outputs[0])
+            ((after, _),) = cast.outputs[0].uses()
+            if after.op_type == "Transpose":
+                _swap(cast, after)
+
+
+def _swap(cast: ir.Node, transpose: ir.Node) -> None:
+    """Write Transpose, then Cast, for a Cast that a Transpose alone reads."""
+    before = ir.Node("", "Transpose", [cast.inputs[0]], transpose.attributes.values(), name=transpose.name)
+    after = ir.Node("", "Cast", [before.outputs[0]], cast.attributes.values(), name=cast.name)
+    old, new = transpose.outputs[0], after.outputs[0]
+    before.outputs[0].name, new.name = cast.outputs[0].name, old.name
+    new.type, new.shape = old.type, old.shape if old.dtype is not None else None
+    graph = transpose.graph
+    if graph is None:
+        return
+    graph.insert_before(transpose, [before, after])
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove([transpose, cast], safe=True)
 
 
 def _check_converted(model: ir.Model, opset: int) -> None:

@@ -54,6 +54,7 @@ class Settled:
             "output": self.output,
             "trainable": self.state.trainable,
             "permutation": self.permutation,
+            "initializer": self.state.initializer,
         }
 
 
@@ -128,7 +129,7 @@ def _separate(graph: ir.Graph) -> None:
     for index, value in enumerate(graph.outputs):
         if value.producer() is None or value in seen:
             copy = ir.Node("", "Identity", [value], name=f"output_{index}")
-            copy.outputs[0].dtype, copy.outputs[0].shape = value.dtype, value.shape
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
             graph.append(copy)
             graph.outputs[index] = copy.outputs[0]
         seen.add(graph.outputs[index])

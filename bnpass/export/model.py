@@ -6,8 +6,10 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from bnpass.collectives.order import order
 from bnpass.export.assemble import Assembled, assemble
 from bnpass.export.converter import DOMAIN, converted
+from bnpass.export.fresh import reinitialized
 from bnpass.export.interface import Settled, settle
 from bnpass.export.options import ExportOptions
 from bnpass.export.trace import Traced, trace
@@ -40,6 +42,8 @@ def export_model(model: Any, options: ExportOptions) -> Exported:  # noqa: ANN40
         ExportError: A layer or an op cannot be exported; it is named.
     """
     traced = trace(model, training=options.training, signature=options.signature)
+    if options.reinitialize is not None:
+        traced = reinitialized(model, traced, options.reinitialize, options.signature)
     return finish(traced, options)
 
 
@@ -52,7 +56,13 @@ def finish(traced: Traced, options: ExportOptions) -> Exported:
     model.opset_imports.pop(DOMAIN, None)
     model.producer_name, model.producer_version = "bnpass", None
     model.graph.name = "model"
+    order(model, _modes(model))
     register()
     add_bodies(model)
     ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
     return Exported(model, traced, assembled, state)
+
+
+def _modes(model: ir.Model) -> list[str]:
+    """Return the inputs that may decide about the mode: boolean scalars, the same on all replicas."""
+    return [str(v.name) for v in model.graph.inputs if v.dtype == ir.DataType.BOOL and v.shape == ir.Shape([])]

@@ -18,6 +18,9 @@ class ExportOptions:
         training: Export the forward graph of a training step: weights and statistics go in, updated ones come out.
         opset: Version of the default ONNX domain.
         signature: Shape and type of each input, for a model that does not know them.
+        inputs: Tensors that are the inputs of a graph without layers; None to find them.
+        outputs: Tensors that are its outputs; None to find them.
+        signature_key: The signature of a SavedModel without layers; None for ``serving_default``, or the only one.
         group: The replicas that synchronized layers share statistics with.
         check: Calls that are compared with the framework; in training, at least 5 steps. 0: no comparison.
         seed: Of the inputs of that check, and of Dropout layers that have none.
@@ -27,6 +30,9 @@ class ExportOptions:
     training: bool = False
     opset: int = 17
     signature: InputSignature | None = None
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    signature_key: str | None = None
     group: str = "world"
     check: int = 3
     seed: int = 0

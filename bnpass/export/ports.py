@@ -1,5 +1,6 @@
 """What goes into an exported graph and what comes out of it, by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class State:
         output: Where its new value comes out; None if the graph does not change it.
         trainable: Whether training changes it by its gradient.
         default: Its value when the model was exported, in the layout of the framework.
+        initializer: Class and arguments of what gave it its first value; None if its layer does not say.
     """
 
     name: str
@@ -40,6 +42,7 @@ class State:
     output: Port | None
     trainable: bool
     default: NDArray[Any]
+    initializer: Mapping[str, Any] | None = None
 
 
 def unique(names: list[str]) -> list[str]:

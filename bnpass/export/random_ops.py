@@ -1,8 +1,7 @@
 """Random ops of TensorFlow become random ops of ONNX: the same distribution, drawn from seeds of their own.
 
-    keyless     the frozen graph: every random op in one form that reads neither key nor counter
-    handlers    that form in ONNX: each node with another seed
-    generators  generators of TensorFlow while they are traced: their state does not enter the graph
+``generators`` keeps the state of generators out of a graph while it is traced, ``keyless`` puts every random op of a
+frozen graph into one form that reads neither key nor counter, and ``handlers`` write that form in ONNX.
 """
 
 import contextlib
@@ -33,8 +32,9 @@ RANDOM_OPS = frozenset(_FORMS.values())
 _REFUSED = frozenset({"Multinomial", "RandomShuffle", "SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2"})
 """Random ops for which tf2onnx has a handler, which forgets the seed."""
 
+_OURS = "bnpass/random/"
 _KERAS = "keras.src.random.seed_generator"
-_CONSTANTS = {"key": (np.uint64, (1,)), "counter": (np.uint64, (2,)), "alg": (np.int32, ())}
+_CONSTANTS = {"key": np.zeros(1, np.uint64), "counter": np.zeros(2, np.uint64), "alg": np.zeros((), np.int32)}
 _GRID = {"float16": 10, "bfloat16": 7}
 """Bits of TensorFlow's uniform numbers in 16 bits; rounding finer ones could give 1."""
 
@@ -55,7 +55,7 @@ def seed_of(seed: int, number: int) -> float:
 
 
 def dropout_seed(seed: int, number: int) -> int:
-    """Return the seed of one of a model's Dropouts that has none of its own."""
+    """Return the seed of one of a model's Dropouts; number 0 is for those with seeds of their own."""
     return int(seed_of(seed, -number))
 
 
@@ -65,20 +65,35 @@ def keyless(graph_def: Any, outputs: Sequence[str]) -> Any:  # noqa: ANN401  a G
     Args:
         graph_def: Optimized by TensorFlow, which would compute random ops of constants and merge equal ones.
         outputs: Its tensors that are wanted.
+
+    Raises:
+        ExportError: A key is constant.
     """
     import tensorflow as tf
 
+    if not any(_draws(node) for nodes, _ in _parts(graph_def) for node in nodes):
+        return graph_def
     found = type(graph_def)()
     found.CopyFrom(graph_def)
-    for nodes, suffix in [(found.node, ""), *((f.node_def, ":output:0") for f in found.library.function)]:
-        drawing = [node for node in nodes if node.op in _FORMS or node.op in RANDOM_OPS]
+    for nodes, suffix in _parts(found):
+        drawing = [node for node in nodes if _draws(node)]
         for node in drawing:
             _check_key(node, nodes)
             _forget_key(node, suffix)
         if drawing:
-            nodes.extend(_constant(f"bnpass/{name}", np.zeros(shape, dtype)) for name, (dtype, shape) in _CONSTANTS.items())
+            nodes.extend(_constant(f"{_OURS}{name}", value) for name, value in _CONSTANTS.items())
     names = [name.split(":")[0] for name in outputs]
-    return tf.compat.v1.graph_util.extract_sub_graph.__wrapped__(found, names)
+    return tf.compat.v1.graph_util.extract_sub_graph.__wrapped__(found, names)  # without its warning
+
+
+def _parts(graph_def: Any) -> Sequence[tuple[Any, str]]:  # noqa: ANN401
+    """Return the nodes of a graph and of its functions, and what readers add to the name of a constant there."""
+    return [(graph_def.node, ""), *((function.node_def, ":output:0") for function in graph_def.library.function)]
+
+
+def _draws(node: Any) -> bool:  # noqa: ANN401
+    """Whether a node is a random op with a key."""
+    return (node.op in _FORMS or node.op in RANDOM_OPS) and not any(name.startswith(_OURS) for name in node.input)
 
 
 def _check_key(node: Any, nodes: Any) -> None:  # noqa: ANN401
@@ -98,7 +113,7 @@ def _forget_key(node: Any, suffix: str) -> None:  # noqa: ANN401
     shape = shape if old in RANDOM_OPS else node.attr["T"].type
     kept = {name: node.attr[name].list for name in ("_output_shapes",) if name in node.attr}
     node.op = _FORMS.get(old, old)
-    node.input[:] = [data[0], *(f"bnpass/{name}{suffix}" for name in _CONSTANTS), *ranges]
+    node.input[:] = [data[0], *(f"{_OURS}{name}{suffix}" for name in _CONSTANTS), *ranges]
     for name in list(node.attr):
         if name not in kept:
             del node.attr[name]
@@ -126,12 +141,16 @@ def generators() -> Iterator[None]:
         low, high = tf.constant(0, tf.int64), tf.constant(2**31 - 2, tf.int64)
         return tf.cast(tf.raw_ops.RandomUniformInt(shape=[count], minval=low, maxval=high), dtype)
 
+    def skip(_self: Any, _delta: Any) -> Any:  # noqa: ANN401
+        return integers(3, tf.int64)
+
+    def following(self: Any, ordered: bool = True) -> Any:  # noqa: ANN401, ARG001  as Keras has it
+        return integers(2, self.state.dtype)
+
     with contextlib.ExitStack() as stack:
-        skip = mock.patch.object(tf.random.Generator, "skip", lambda _self, _delta: integers(3, tf.int64))
-        stack.enter_context(skip)
+        stack.enter_context(mock.patch.object(tf.random.Generator, "skip", skip))
         if _KERAS in sys.modules:
-            owner = sys.modules[_KERAS].SeedGenerator
-            stack.enter_context(mock.patch.object(owner, "next", lambda self, **_: integers(2, self.state.dtype)))
+            stack.enter_context(mock.patch.object(sys.modules[_KERAS].SeedGenerator, "next", following))
         yield
 
 
@@ -149,10 +168,10 @@ def handlers(seed: int) -> dict[str, tuple[Callable[..., None], list[str]]]:
         attributes = {"dtype": dtype, "seed": seed_of(seed, len(drawn)), **attributes}
         shape, known = node.inputs[0], ctx.get_shape(node.output[0])
         if shape.is_const() and len(shape.get_tensor_value()):  # ONNX Runtime takes no empty attribute
-            lengths = [int(n) for n in shape.get_tensor_value()]
-            made = ctx.make_node(op, [], attr={**attributes, "shape": lengths}, shapes=[known], dtypes=[dtype])
+            fixed = {**attributes, "shape": [int(n) for n in shape.get_tensor_value()]}
+            made = ctx.make_node(op, [], attr=fixed, shapes=[known], dtypes=[dtype])
         else:
-            lengths = _int64(ctx, node.input[0])
+            lengths = ctx.make_node("Cast", [node.input[0]], attr={"to": _onnx("INT64")}).output[0]
             zeros = ctx.make_node("ConstantOfShape", [lengths], shapes=[known], dtypes=[_onnx("FLOAT")]).output[0]
             made = ctx.make_node(f"{op}Like", [zeros], attr=attributes, shapes=[known], dtypes=[dtype])
         return str(made.output[0])
@@ -177,8 +196,8 @@ def handlers(seed: int) -> dict[str, tuple[Callable[..., None], list[str]]]:
 
     def whole(ctx: Any, node: Any, name: str, _args: Any) -> None:  # noqa: ANN401
         double = _onnx("DOUBLE")
-        ends = [n.get_tensor_value() if n.is_const() else None for n in node.inputs[-2:]]
-        if None not in ends and not 0 < ends[1] - ends[0] <= 2**48:
+        ends = [int(n.get_tensor_value()) for n in node.inputs[-2:] if n.is_const()]
+        if len(ends) == 2 and not 0 < ends[1] - ends[0] <= 2**48:
             raise ExportError(f"'{name}' draws whole numbers of {ends[0]} to {ends[1]}: more than 48 bits")
         low, high = (ctx.make_node("Cast", [end], attr={"to": double}).output[0] for end in node.input[-2:])
         formula = _Formula(ctx, node, np.float64)
@@ -218,7 +237,7 @@ class _Formula:
     def _number(self, value: float) -> str:
         from tf2onnx import utils
 
-        return str(self._ctx.make_const(utils.make_name("number"), np.array([value], self._dtype).reshape([])).output[0])
+        return str(self._ctx.make_const(utils.make_name("number"), np.array(value, self._dtype)).output[0])
 
 
 def _replace(ctx: Any, node: Any, value: str, kind: int) -> None:  # noqa: ANN401
@@ -230,11 +249,7 @@ def _replace(ctx: Any, node: Any, value: str, kind: int) -> None:  # noqa: ANN40
 
 
 def _refuse(_ctx: Any, node: Any, name: str, _args: Any) -> None:  # noqa: ANN401
-    raise ExportError(f"random op {node.type} of '{name}' has no counterpart in ONNX with the same distribution and a seed")
-
-
-def _int64(ctx: Any, shape: str) -> str:  # noqa: ANN401
-    return str(ctx.make_node("Cast", [shape], attr={"to": _onnx("INT64")}).output[0])
+    raise ExportError(f"random op {node.type} of '{name}' has no counterpart in ONNX of the same distribution")
 
 
 def _onnx(name: str) -> int:
@@ -246,4 +261,4 @@ def _onnx(name: str) -> int:
 def _type_name(dtype: int) -> str:
     import onnx
 
-    return onnx.TensorProto.DataType.Name(dtype).lower()
+    return str(onnx.TensorProto.DataType.Name(dtype)).lower()

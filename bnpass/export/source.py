@@ -122,7 +122,7 @@ def _hdf5(path: Path) -> tuple[str, Any]:
 
 
 def _saved_model(path: Path, *, trust: bool) -> Source:
-    if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
+    if not (path / "saved_model.pb").is_file():
         raise ExportError(f"{path}: is no SavedModel: it has no saved_model.pb")
     metadata = path / "keras_metadata.pb"
     if not metadata.is_file():

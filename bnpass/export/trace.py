@@ -4,7 +4,7 @@ In inference the weights are constants. In training they are inputs, and what a 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 
 from bnpass.export.capture.calls import Calls
+from bnpass.export.capture.initializers import initializers
 from bnpass.export.capture.interception import intercepted, norm_layers
 from bnpass.export.capture.state import StateTable, plain
 from bnpass.export.errors import ExportError
@@ -20,6 +21,19 @@ from bnpass.export.random_ops import generators, keyless
 from bnpass.export.signature import InputSignature, signature_of
 
 LOSS = "regularization_loss"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A graph as it was before batch normalization was recognised in it.
+
+    Attributes:
+        graph_def: Without variables; it is run to compare the export with it.
+        outputs: Its tensors, in the order of ``Traced.outputs``.
+    """
+
+    graph_def: Any
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Traced:
         outputs: Of the model; in training the regularization loss is the last, where there is one.
         state: Its variables, in training; those that the graph reads.
         calls: What the markers stand for.
-        quiet: Batch-normalization layers of the model that this call did not use.
+        origin: What it was, if it is no model of Keras.
     """
 
     graph_def: Any
@@ -40,7 +54,7 @@ class Traced:
     outputs: tuple[Port, ...]
     state: tuple[State, ...]
     calls: Calls
-    quiet: tuple[str, ...] = field(default=())
+    origin: Origin | None = None
 
 
 def trace(model: Any, *, training: bool, signature: InputSignature | None = None) -> Traced:  # noqa: ANN401
@@ -65,7 +79,7 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         with intercepted(calls, state), state.in_force() if state else contextlib.nullcontext():
             outputs = convert(lambda packed: model(packed, training=training), control())(called.pack(inputs))
             found.losses = list(model.losses) if training else []
-            loss = [tf.add_n([tf.cast(part, "float32") for part in found.losses])] if found.losses else []
+            loss = [tf.add_n([_number(model, part) for part in found.losses])] if found.losses else []
         found.names = _output_names(model, outputs)
         updates = {i: state.updated(v) for i, v in enumerate(variables)} if state else {}
         found.updated = [i for i, new in updates.items() if new is not None]
@@ -78,17 +92,27 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         concrete = tf.function(run, autograph=False).get_concrete_function(list(called.specs), specs)
     _check_intercepted(model, calls)
     given, made = concrete.inputs[: len(called.specs) + len(specs)], concrete.outputs
-    graph_def, kept = _frozen(concrete, given, made)
+    graph_def, kept = frozen(concrete, given, made)
     shown = found.names + [LOSS] * bool(found.losses)
     inputs = [_port(name, tensor) for name, tensor in zip(called.names, given, strict=False)]
     outputs = [_port(name, tensor) for name, tensor in zip(unique([*shown]), made, strict=False)]
     changed = dict(zip(found.updated, made[len(shown) :], strict=True))
+    known = initializers(model) if training else {}
     state = [
-        _state(name, variable, tensor, changed.get(i))
+        _state(name, variable, tensor, changed.get(i), known.get(id(plain(variable))))
         for i, (name, variable, tensor) in enumerate(zip(names, variables, given[len(inputs) :], strict=True))
         if tensor.name in kept or i in changed
     ]
     return Traced(graph_def, tuple(inputs), tuple(outputs), tuple(state), calls)
+
+
+def _number(model: Any, loss: Any) -> Any:  # noqa: ANN401
+    """Return a part of the regularization loss as a number: Keras 3 sums up what is none."""
+    import tensorflow as tf
+
+    if loss.shape.rank != 0 and not any(base.__module__.startswith("keras.src") for base in type(model).__mro__):
+        raise ExportError(f"a regularization loss of '{model.name}' is no number but has the shape {loss.shape}")
+    return tf.reduce_sum(tf.cast(loss, "float32"))
 
 
 @dataclass
@@ -142,7 +166,7 @@ def _check_intercepted(model: Any, calls: Calls) -> None:  # noqa: ANN401
                           "or it was loaded without its layers")  # fmt: skip
 
 
-def _frozen(concrete: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, set[str]]:  # noqa: ANN401
+def frozen(concrete: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, set[str]]:  # noqa: ANN401
     """Freeze a function; return its graph, and the names of the inputs that it still reads."""
     from tf2onnx import tf_loader
 
@@ -157,10 +181,11 @@ def _port(name: str, tensor: Any) -> Port:  # noqa: ANN401
     return Port(name, tensor.name, shape, tensor.dtype.name)
 
 
-def _state(name: str, variable: Any, tensor: Any, new: Any | None) -> State:  # noqa: ANN401
+def _state(name: str, variable: Any, tensor: Any, new: Any, initializer: Mapping[str, Any] | None) -> State:  # noqa: ANN401
     """Return a variable as inputs and outputs of the exported model."""
     output = None if new is None else _port(f"{name}/updated", new)
-    return State(name, _port(name, tensor), output, bool(variable.trainable), np.asarray(plain(variable).numpy()))
+    default = np.asarray(plain(variable).numpy())
+    return State(name, _port(name, tensor), output, bool(variable.trainable), default, initializer)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,19 @@
 """One export of a live model from end to end: converted, compared with the framework, and told about."""
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from bnpass.errors import UsageError, VerificationError
-from bnpass.export.model import Exported, export_model
+from bnpass.export.constraints import constraints_model
+from bnpass.export.model import Exported, export_model, finish
 from bnpass.export.options import ExportOptions
+from bnpass.export.partners import GraphPartner, KerasPartner, Partner
 from bnpass.export.round_trip import check_round_trip
+from bnpass.export.trace import Traced
 from bnpass.verification.result import Status, Verification
 
 
@@ -19,6 +23,7 @@ class Done:
 
     Attributes:
         model: The ONNX model.
+        constraints: The model that projects its weights, in training, where it has constraints.
         framework: What the model came from, with the version.
         norms: By layer of batch normalization, how many nodes stand for it.
         state: Variables that go in, and those of them that come out.
@@ -28,6 +33,7 @@ class Done:
     """
 
     model: ir.Model
+    constraints: ir.Model | None
     framework: str
     norms: dict[str, int]
     state: tuple[int, int]
@@ -37,7 +43,7 @@ class Done:
 
 
 def carry_out(model: Any, options: ExportOptions) -> Done:  # noqa: ANN401  a model of Keras
-    """Export a live model and compare the result with it.
+    """Export a live model of Keras and compare the result with it.
 
     Raises:
         UsageError: The shapes of the inputs are not known.
@@ -45,27 +51,44 @@ def carry_out(model: Any, options: ExportOptions) -> Done:  # noqa: ANN401  a mo
         VerificationError: The result does not compute what the model computes.
     """
     exported = export_model(model, options)
-    found, why_not = _compared(model, exported, options)
+    constraints = constraints_model(model, exported.state, options.opset) if options.training else None
+    partner = KerasPartner(model, exported, options)
+    return _done(exported, partner, options, framework_of(model), constraints)
+
+
+def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
+    """Export a graph without layers and compare the result with it; as ``carry_out``."""
+    import tensorflow as tf
+
+    assert traced.origin is not None  # what graphs/ has traced has one
+    if options.reinitialize is not None:
+        raise UsageError("a graph without layers does not say how its weights are initialized")
+    exported = finish(traced, options)
+    return _done(exported, GraphPartner(traced.origin, exported), options, f"TensorFlow {tf.__version__}", None)
+
+
+def _done(
+    exported: Exported, partner: Partner, options: ExportOptions, framework: str, constraints: ir.Model | None
+) -> Done:
+    found, why_not = _compared(partner, exported, options)
     state = (len(exported.state), sum(one.output is not None for one in exported.state))
     norms = dict(exported.assembled.layers)
-    return Done(exported.model, framework_of(model), norms, state, _notes(exported, found), found, why_not)
+    return Done(exported.model, constraints, framework, norms, state, _notes(exported, found), found, why_not)
 
 
 def framework_of(model: Any) -> str:  # noqa: ANN401
     """Return the framework of a live model with its version."""
-    import sys
-
     package = "tf_keras" if any(b.__module__.startswith("tf_keras.") for b in type(model).__mro__) else "keras"
     return f"{'tf_keras' if package == 'tf_keras' else 'Keras'} {sys.modules[package].__version__}"
 
 
-def _compared(model: Any, exported: Exported, options: ExportOptions) -> tuple[Verification | None, str]:  # noqa: ANN401
+def _compared(partner: Partner, exported: Exported, options: ExportOptions) -> tuple[Verification | None, str]:
     if not options.check:
         return None, "switched off (--check 0)"
     if importlib.util.find_spec("onnxruntime") is None:
         return None, 'ONNX Runtime is not installed: pip install "bnpass[cpu]"'
     try:
-        found = check_round_trip(model, exported, options)
+        found = check_round_trip(partner, exported, options)
     except UsageError as error:  # no inputs could be drawn
         return None, str(error)
     if found.status is Status.NOT_RUN:
@@ -79,6 +102,9 @@ def _compared(model: Any, exported: Exported, options: ExportOptions) -> tuple[V
 
 
 def _notes(exported: Exported, found: Verification | None) -> tuple[str, ...]:
-    notes = [f"no output depends on batch normalization '{name}': it is not in the file" for name in exported.assembled.unused]
+    notes = [
+        f"no output depends on batch normalization '{name}': it is not in the file"
+        for name in exported.assembled.unused
+    ]
     notes += [f"not compared: '{one.name}': {one.reason}" for one in (found.not_compared if found else ())]
     return tuple(notes)

@@ -5,4 +5,15 @@ from bnpass.report.expand import ExpandReport
 from bnpass.report.export import ExportReport
 from bnpass.report.fold import FoldReport
 
-__all__ = ["SCHEMA", "Check", "ExpandReport", "ExportReport", "FileFact", "FoldReport", "Report", "aligned", "counted", "versions"]
+__all__ = [
+    "SCHEMA",
+    "Check",
+    "ExpandReport",
+    "ExportReport",
+    "FileFact",
+    "FoldReport",
+    "Report",
+    "aligned",
+    "counted",
+    "versions",
+]

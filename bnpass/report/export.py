@@ -46,12 +46,16 @@ class ExportReport:
         """Return what was exported, in a few lines."""
         lines = [f"{self.name} ({self.framework}) -> {self.target.path if self.target else 'memory'}", ""]
         calls = sum(self.norms.values())
-        lines.append(f"batch normalization: {counted(len(self.norms), 'layer')}, {counted(calls, 'call')}, a node for each")
+        lines.append(
+            f"batch normalization: {counted(len(self.norms), 'layer')}, {counted(calls, 'call')}, a node for each"
+        )
         if self.state[0]:
             lines.append(f"state: {counted(self.state[0], 'input')} with a default, {self.state[1]} updated")
         most = sorted(self.after.ops.items(), key=lambda item: (-item[1], item[0]))
         more = f", {len(most) - _SHOWN} more kinds" if len(most) > _SHOWN else ""
-        lines.append(f"{counted(self.after.nodes, 'node')}: " + ", ".join(f"{n} {op}" for op, n in most[:_SHOWN]) + more)
+        lines.append(
+            f"{counted(self.after.nodes, 'node')}: " + ", ".join(f"{n} {op}" for op, n in most[:_SHOWN]) + more
+        )
         lines += [f"note: {note}" for note in self.notes]
         lines += ["", *(f"{'checked' if c.ran else 'not checked'}, {c.name}: {c.text}" for c in self.checks)]
         return "\n".join(lines)

@@ -15,6 +15,8 @@ _UNIT = {ir.DataType.DOUBLE: 2.0**-53}
 """Half a unit in the last place of 1; that of float32 for all narrower types, which are added up in float32."""
 _UNIT_FLOAT = 2.0**-24
 _DEVIATIONS = 4.0
+_ATTRIBUTE = 2.0**-25
+"""How far momentum, an attribute of float32 just below 1, is from the number that the framework has."""
 _REDUCE_AXES_INPUT = 18
 """The first opset whose ReduceMax has its axes as an input."""
 _DOUBLE = ir.DataType.DOUBLE
@@ -63,8 +65,11 @@ def _normalization(op: Emit, node: ir.Node, rng: np.random.Generator) -> dict[ir
     replaced = {Y: op("Cast", moved, to=int(X.dtype))}
     for new, old in ((running_mean, input_mean), (running_var, input_var)):
         if new.name and old is not None and old.dtype is not None:
-            step = op("Sub", op("Cast", new, to=int(_DOUBLE)), op("Mul", op("Cast", old, to=int(_DOUBLE)), op.floats(keep)))
-            replaced[new] = op("Cast", op("Add", op("Cast", new, to=int(_DOUBLE)), op("Mul", step, error)), to=int(old.dtype))
+            step = op(
+                "Sub", op("Cast", new, to=int(_DOUBLE)), op("Mul", op("Cast", old, to=int(_DOUBLE)), op.floats(keep))
+            )
+            off = op("Mul", step, op("Add", error, op.floats(_ATTRIBUTE / (1 - keep) if keep < 1 else 0.0)))
+            replaced[new] = op("Cast", op("Add", op("Cast", new, to=int(_DOUBLE)), off), to=int(old.dtype))
     return replaced
 
 

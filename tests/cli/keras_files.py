@@ -1,6 +1,6 @@
 """Save small models in every format that the installed Keras and TensorFlow write; started by a test as a process.
 
-    python keras_files.py FOLDER
+python keras_files.py FOLDER
 """
 
 import os

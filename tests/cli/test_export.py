@@ -81,7 +81,9 @@ def test_a_training_export_is_fed_its_own_outputs(call: Call, saved: Path, tmp_p
 
 def test_weights_of_a_training_export_lie_beside_it(call: Call, saved: Path, tmp_path: Path) -> None:
     assert call("export", saved / "keras3.keras", "-o", tmp_path / "t.onnx", "--training").code == 0
-    kernel = next(i for i in onnx.load(tmp_path / "t.onnx", load_external_data=False).graph.initializer if "conv/kernel" in i.name)
+    kernel = next(
+        i for i in onnx.load(tmp_path / "t.onnx", load_external_data=False).graph.initializer if "conv/kernel" in i.name
+    )
     assert list(kernel.dims) == [4, 3, 3, 3]
     assert len(list(tmp_path.glob("t.*.data"))) <= 1
 
@@ -171,7 +173,9 @@ def test_an_existing_result_is_kept(call: Call, saved: Path, tmp_path: Path) -> 
     assert (tmp_path / "out.onnx").read_text() == "mine"
 
 
-def test_a_converter_that_dies_is_told_of(call: Call, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converter_that_dies_is_told_of(
+    call: Call, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tensorflow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     done = call("export", saved / "keras3.keras", "-o", tmp_path / "out.onnx")

@@ -1,5 +1,7 @@
 """The cases of the conformance suite that an exported layer is held against: each argument of each class alone.
 
+Of the two classes of today, every two arguments together as well.
+
 What there is of a row beyond the forward pass of one replica is left to the conformance suite: gradients, constraints,
 graphs of TensorFlow 1.
 """
@@ -9,8 +11,9 @@ from dataclasses import replace
 from functools import cache
 
 from tests.conformance.layers.cases import APIS, Case
-from tests.conformance.layers.catalogue import alone
+from tests.conformance.layers.catalogue import alone, pairwise
 
+TODAY = ("tf_keras", "keras3")
 TRAINING = (True, True, True)
 MIXED = (True, False, True)
 ELSEWHERE = {"constraints", "UPDATE_OPS", "eager"}
@@ -32,7 +35,7 @@ def cases() -> tuple[Case, ...]:
 
 def _cases() -> Iterator[Case]:
     for api in APIS:
-        for case in alone(api):
+        for case in (*alone(api), *(pairwise(api) if api in TODAY else ())):
             if len(case.shares) > 1 or case.dtype not in _TYPES or case.row in ELSEWHERE:
                 continue
             if (case.row, case.api, case.name) in GRAPH_ONLY:

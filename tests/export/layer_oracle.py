@@ -102,8 +102,7 @@ def run(case: Case, arrays: Arrays, folder: Path) -> tuple[dict[str, Any], Array
     for step in range(len(case.steps)):
         given = inputs_of(case, arrays, step)
         found[f"{step}/0/y"] = build.as_float64(call(given, training=True))
-        if case.training == "bool":
-            found[f"{step}/loss"] = build.as_float64(tf.add_n([tf.cast(v, tf.float64) for v in model.losses] or [0.0]))
+        found[f"{step}/loss"] = build.as_float64(tf.add_n([tf.cast(v, tf.float64) for v in model.losses] or [0.0]))
         found |= {f"{step}/0/{name}": build.flat(build.raw(v)) for name, v in build.variables(layer).items()}
     return {"names": {name: variable_name(v) for name, v in build.variables(layer).items()}}, found
 

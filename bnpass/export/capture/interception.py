@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 from bnpass.export.capture.calls import Calls, DropoutCall, NormCall
+from bnpass.export.capture.functions import inlined
 from bnpass.export.capture.layer import UPDATED, VARIABLES, api_of, clipping, resolved
 from bnpass.export.capture.marker import mark
 from bnpass.export.capture.state import StateTable
@@ -33,6 +34,7 @@ def intercepted(calls: Calls, state: StateTable | None = None) -> Iterator[None]
         state: Where statistics are read and written; None in inference.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(inlined())
         for module, name in _NORMS:
             if module in sys.modules:
                 stack.enter_context(mock.patch.object(getattr(sys.modules[module], name), "call", _norm(calls, state)))
@@ -53,11 +55,11 @@ def norm_layers(model: Any) -> list[Any]:  # noqa: ANN401
 def _norm(calls: Calls, state: StateTable | None) -> Callable[..., Any]:
     import tensorflow as tf
 
-    @tf.autograph.experimental.do_not_convert
     def call(self: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ANN401
         return _write(calls, state, self, inputs, training, mask)
 
-    return call
+    unconverted: Callable[..., Any] = tf.autograph.experimental.do_not_convert(call)
+    return unconverted
 
 
 def _write(calls: Calls, state: StateTable | None, layer: Any, X: Any, training: Any, mask: Any) -> Any:  # noqa: ANN401
@@ -152,18 +154,19 @@ def _dropout(calls: Calls, owner: Any) -> Callable[..., Any]:  # noqa: ANN401
 
     original, shape = owner.call, getattr(owner, "_get_noise_shape", None)  # of tf_keras: SpatialDropout has its own
 
-    @tf.autograph.experimental.do_not_convert
     def call(self: Any, inputs: Any, training: Any = None) -> Any:  # noqa: ANN401
         plain = isinstance(self.rate, float | int) and self.noise_shape is None and tf.is_tensor(inputs)
-        own = type(self).call is not call or getattr(type(self), "_get_noise_shape", shape) is not shape
+        own = type(self).call is not unconverted or getattr(type(self), "_get_noise_shape", shape) is not shape
         if not plain or own or not 0 < self.rate < 1 or not isinstance(training, bool):
             return original(self, inputs, training=training)
         if not training:
             return inputs
-        token = calls.add(self, DropoutCall(_path(self), inputs.dtype.name, float(self.rate), getattr(self, "seed", None)))
+        record = DropoutCall(_path(self), inputs.dtype.name, float(self.rate), getattr(self, "seed", None))
+        token = calls.add(self, record)
         return mark(token, [inputs], [(inputs.dtype, inputs.shape)])[0]
 
-    return call
+    unconverted: Callable[..., Any] = tf.autograph.experimental.do_not_convert(call)
+    return unconverted
 
 
 def _path(layer: Any) -> str:  # noqa: ANN401

@@ -3,7 +3,7 @@
 tf_keras loses ``synchronized``, ``fused`` and ``adjustment`` when a layer is saved, so only the object itself is asked.
 """
 
-from typing import Any, cast
+from typing import Any
 
 from bnpass.export.errors import ExportError
 from bnpass.semantics.resolved import Resolved
@@ -71,7 +71,7 @@ def clipping(layer: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _spec(layer: Any) -> BatchNormSpec:  # noqa: ANN401
     api = api_of(layer)
-    arguments: dict[str, Any] = {"axis": _axis(layer)}
+    arguments: dict[str, Any] = {"axis": axis_of(layer)}
     for name in ("momentum", "epsilon", "renorm_momentum"):
         arguments[name] = float(getattr(layer, name, 0.99))
     for name in ("center", "scale", "trainable"):
@@ -88,10 +88,10 @@ def _spec(layer: Any) -> BatchNormSpec:  # noqa: ANN401
         arguments["fused"] = bool(layer.fused)
     if api in ("keras_v1", "tf1"):
         arguments["synchronized"] = False
-    return BatchNormSpec(cast("Api", api), **arguments)
+    return BatchNormSpec(api, **arguments)
 
 
-def _axis(layer: Any) -> int | list[int]:  # noqa: ANN401
+def axis_of(layer: Any) -> int | list[int]:  # noqa: ANN401
     """Return the channel axes of a built layer; with ghost batches, ``build`` has counted their axis in."""
     if isinstance(layer.axis, int):
         return layer.axis

@@ -7,7 +7,16 @@ Switch, Merge       TensorFlow 1: what the condition makes dead is followed from
 from collections import defaultdict
 from typing import Any
 
-from bnpass.export.graphs.proto import by_name, is_control, node_of, rename_tensors, set_identity, tensor_of
+from bnpass.export.graphs.proto import (
+    attribute,
+    by_name,
+    followed,
+    is_control,
+    node_of,
+    rename_tensors,
+    set_identity,
+    tensor_of,
+)
 
 _CALL = {"If": "StatefulPartitionedCall", "StatelessIf": "PartitionedCall"}
 _SWITCHES, _MERGES = ("Switch", "RefSwitch"), ("Merge", "RefMerge")
@@ -47,7 +56,7 @@ def _condition(reference: str, nodes: _Nodes) -> bool | None:
 def _constant(node: Any) -> bool | None:  # noqa: ANN401
     from tensorflow.python.framework import tensor_util
 
-    value = tensor_util.MakeNdarray(node.attr["value"].tensor)
+    value = tensor_util.MakeNdarray(attribute(node, "value").tensor)
     return bool(value.reshape(())) if value.size == 1 and value.dtype.kind in "bi" else None
 
 
@@ -56,8 +65,8 @@ def _take(node: Any, nodes: _Nodes) -> bool:  # noqa: ANN401
     known = _condition(node.input[0], nodes)
     if known is None:
         return False
-    branch = node.attr["then_branch" if known else "else_branch"].func
-    types = node.attr["Tin"].list, node.attr["Tout"].list
+    branch = attribute(node, "then_branch" if known else "else_branch").func
+    types = attribute(node, "Tin").list, attribute(node, "Tout").list
     node.op = _CALL[node.op]
     inputs = list(node.input[1:])
     node.input[:] = inputs
@@ -80,90 +89,68 @@ def _drop_dead(graph_def: Any, nodes: _Nodes) -> bool:  # noqa: ANN401
     }
     if not taken:
         return False
-    dead = _dead(graph_def, taken)
-    names: dict[str, str] = {}
-    for name, branch in taken.items():
-        names[f"{name}:{int(branch)}"] = tensor_of(nodes[name].input[0])
-    for node in graph_def.node:
-        if node.op in _MERGES and f"{node.name}:0" not in dead:
-            alive = [i for i in node.input if not is_control(i) and tensor_of(i) not in dead]
-            if len(alive) == 1 and len(alive) < sum(not is_control(i) for i in node.input):
-                names[f"{node.name}:1"] = _index(graph_def, node, alive[0])
-                set_identity(node, alive[0])
-    kept = [node for node in graph_def.node if f"{node.name}:0" not in dead or node.name in taken]
-    copies = [type(node)() for node in kept if node.name not in taken]
-    for copy, node in zip(copies, (n for n in kept if n.name not in taken), strict=True):
-        copy.CopyFrom(node)
-    rename_tensors(copies, _followed(names))
-    present = {copy.name for copy in copies}
-    for copy in copies:
-        # a node can be ordered behind a dead one only by what joined two branches
-        copy.input[:] = [i for i in copy.input if not is_control(i) or node_of(i) in present]
+    dead = _Dead({f"{name}:{int(not branch)}" for name, branch in taken.items()}, graph_def)
+    names = {f"{name}:{int(branch)}": tensor_of(nodes[name].input[0]) for name, branch in taken.items()}
+    for node in [node for node in graph_def.node if node.op in _MERGES and node.name not in dead.nodes]:
+        inputs = [reference for reference in node.input if not is_control(reference)]
+        alive = [reference for reference in inputs if not dead.reads(reference)]
+        if len(alive) == 1 < len(inputs):
+            names[f"{node.name}:1"] = _index(graph_def, node, inputs.index(alive[0]))
+            set_identity(node, alive[0])
+    kept = [_copy(node) for node in graph_def.node if node.name not in dead.nodes and node.name not in taken]
+    rename_tensors(kept, followed(names))
+    present = {node.name for node in kept}
+    for node in kept:
+        # what comes after a branch that is not taken, comes after nothing
+        node.input[:] = [i for i in node.input if not is_control(i) or node_of(i) in present]
     del graph_def.node[:]
-    graph_def.node.extend(copies)
+    graph_def.node.extend(kept)
     return True
 
 
-def _followed(names: dict[str, str]) -> dict[str, str]:
-    """Return names of which none leads to another: a Switch can read a Switch."""
-    found = {}
-    for name, target in names.items():
-        while target in names:
-            target = names[target]
-        found[name] = target
-    return found
+def _copy(node: Any) -> Any:  # noqa: ANN401
+    copy = type(node)()
+    copy.CopyFrom(node)
+    return copy
 
 
-def _dead(graph_def: Any, taken: dict[str, bool]) -> set[str]:  # noqa: ANN401
-    """Return the tensors that no branch that is taken makes; ``name:0`` stands for the whole of other nodes."""
-    readers: dict[str, list[Any]] = defaultdict(list)
-    for node in graph_def.node:
-        for reference in node.input:
-            readers[node_of(reference)].append(node)
-    dead = {f"{name}:{int(not branch)}" for name, branch in taken.items()}
-    waiting = [node_of(tensor) for tensor in dead]
-    while waiting:
-        name = waiting.pop()
-        for node in readers[name]:
-            if f"{node.name}:0" in dead or node.name in taken and not _reads_dead(node, dead, taken):
-                continue
-            if _is_dead(node, dead, taken):
-                dead |= {f"{node.name}:{i}" for i in range(_width(node))}
-                waiting.append(node.name)
-    return dead
+class _Dead:
+    """What no branch that is taken makes.
+
+    Args:
+        tensors: Where it begins: outputs of Switches.
+        graph_def: The graph.
+    """
+
+    def __init__(self, tensors: set[str], graph_def: Any) -> None:  # noqa: ANN401
+        self.tensors = tensors
+        self.nodes: set[str] = set()
+        readers: dict[str, list[Any]] = defaultdict(list)
+        for node in graph_def.node:
+            for reference in node.input:
+                readers[node_of(reference)].append(node)
+        waiting = [node_of(tensor) for tensor in tensors]
+        while waiting:
+            for node in readers[waiting.pop()]:
+                if node.name not in self.nodes and self._holds(node):
+                    self.nodes.add(node.name)
+                    waiting.append(node.name)
+
+    def reads(self, reference: str) -> bool:
+        """Whether an input is dead."""
+        return node_of(reference) in self.nodes or (not is_control(reference) and tensor_of(reference) in self.tensors)
+
+    def _holds(self, node: Any) -> bool:  # noqa: ANN401
+        if node.op in _MERGES:
+            return all(self.reads(reference) for reference in node.input if not is_control(reference))
+        return any(self.reads(reference) for reference in node.input)
 
 
-def _reads_dead(node: Any, dead: set[str], taken: dict[str, bool]) -> bool:  # noqa: ANN401
-    return any(_is_dead_input(reference, dead, taken) for reference in node.input)
-
-
-def _is_dead(node: Any, dead: set[str], taken: dict[str, bool]) -> bool:  # noqa: ANN401
-    found = [_is_dead_input(reference, dead, taken) for reference in node.input if not is_control(reference)]
-    if node.op in _MERGES:
-        return all(found)
-    return _reads_dead(node, dead, taken)
-
-
-def _is_dead_input(reference: str, dead: set[str], taken: dict[str, bool]) -> bool:
-    if not is_control(reference):
-        return tensor_of(reference) in dead
-    name = node_of(reference)
-    return name not in taken and f"{name}:0" in dead
-
-
-def _width(node: Any) -> int:  # noqa: ANN401
-    """Return a number of outputs that a node does not exceed."""
-    return (
-        2 if node.op in (*_SWITCHES, *_MERGES) else max(8, len(node.attr["Tout"].list.type), node.attr["num_split"].i)
-    )
-
-
-def _index(graph_def: Any, node: Any, alive: str) -> str:  # noqa: ANN401
+def _index(graph_def: Any, node: Any, position: int) -> str:  # noqa: ANN401
     """Write which input a Merge has taken, its second output."""
     from tensorflow.core.framework import types_pb2
     from tensorflow.python.framework import tensor_util
 
-    position = [i for i in node.input if not is_control(i)].index(alive)
     constant = graph_def.node.add(name=f"{node.name}/value_index", op="Const")
     constant.attr["dtype"].type = types_pb2.DT_INT32
     constant.attr["value"].tensor.CopyFrom(tensor_util.make_tensor_proto(position, dtype="int32", shape=[]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from bnpass.export.errors import ExportError
 from bnpass.export.graphs.freeze import VARIABLES, is_write
-from bnpass.export.graphs.proto import by_name, is_control, node_of, set_identity, tensor_of
+from bnpass.export.graphs.proto import attribute, by_name, is_control, node_of, set_identity, tensor_of
 from bnpass.export.ports import Port, unique
 
 _PLACEHOLDERS = ("Placeholder", "PlaceholderV2")
@@ -68,8 +68,10 @@ def _width(node: Any) -> int:  # noqa: ANN401
     op = op_def_registry.get(node.op)
     count = 0
     for output in op.output_arg if op is not None else ():
-        lengths = node.attr[output.type_list_attr].list.type if output.type_list_attr else None
-        count += len(lengths) if lengths is not None else node.attr[output.number_attr].i if output.number_attr else 1
+        lengths = attribute(node, output.type_list_attr).list.type if output.type_list_attr else None
+        count += (
+            len(lengths) if lengths is not None else attribute(node, output.number_attr).i if output.number_attr else 1
+        )
     return count
 
 
@@ -115,7 +117,7 @@ def take_defaults(graph_def: Any) -> None:  # noqa: ANN401
     """Let placeholders that are no inputs be their defaults; the graph is changed in place."""
     for node in graph_def.node:
         if node.op == "PlaceholderWithDefault":
-            node.attr["T"].type = node.attr["dtype"].type
+            node.attr["T"].type = attribute(node, "dtype").type
             set_identity(node, node.input[0])
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 _ALIKE = ("Identity", "StopGradient", "PreventGradient", "Snapshot")
 _SHAPERS = ("Reshape", "Squeeze", "ExpandDims")
 _BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
+_ENTERS, _LEAVES = ("Switch", "Enter"), ("Merge", "Exit")
 _PURE = (
     *("Add", "AddV2", "Sub", "Mul", "RealDiv", "Neg", "Rsqrt", "Sqrt", "Cast", "Reshape", "Squeeze", "ExpandDims"),
     *("Mean", "SquaredDifference", "Square", "Reciprocal", "Pow", *_ALIKE),
 )
-_DEPTH = 24
+_DEPTH = 14
 
 Tensor = Any
 Op = Any
@@ -86,6 +87,33 @@ class Facts:
     def _remember(self, tensor: Tensor, known: bool) -> bool:
         self._constant[tensor.op.name] = known
         return known
+
+    def depends(self, tensor: Tensor, on: Tensor) -> bool:
+        """Whether a tensor is made of another one."""
+        waiting, seen = [tensor], {tensor.name}
+        while waiting:
+            found = waiting.pop()
+            if found.name == on.name:
+                return True
+            for read in found.op.inputs:
+                if read.name not in seen:
+                    seen.add(read.name)
+                    waiting.append(read)
+        return False
+
+    def is_inside(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made inside of a loop or a branch of TensorFlow 1: behind a Switch, before its Merge."""
+        waiting, seen = [(tensor.op, 0)], {(tensor.op.name, 0)}
+        while waiting:
+            op, depth = waiting.pop()
+            depth += (op.type in _LEAVES) - (op.type in _ENTERS)
+            if depth < 0:
+                return True
+            for read in op.inputs:
+                if (read.op.name, depth) not in seen and depth < _DEPTH:
+                    seen.add((read.op.name, depth))
+                    waiting.append((read.op, depth))
+        return False
 
     def used_outside(self, op: Op, inside: Iterable[str]) -> bool:
         """Whether an op makes an output, or something that an op of another name reads."""

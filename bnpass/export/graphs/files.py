@@ -12,7 +12,7 @@ _LIMIT = 2**31 - 1
 
 
 def read_graph_def(path: str | Path) -> Any:  # noqa: ANN401  untyped protobufs
-    """Read a frozen graph.
+    """Read a frozen graph: a ``.pb`` file, or as text a ``.pbtxt`` file.
 
     Raises:
         FileAccessError: The file cannot be read.
@@ -21,10 +21,10 @@ def read_graph_def(path: str | Path) -> Any:  # noqa: ANN401  untyped protobufs
     from tensorflow.core.framework import graph_pb2
 
     file = Path(path)
+    if file.name == SAVED_MODEL:
+        raise ExportError(f"'{file}' belongs to a SavedModel: name its folder")
     graph_def = _parsed(file, graph_pb2.GraphDef())
     if not graph_def.node or any(not node.op or not node.name for node in graph_def.node):
-        if file.name == SAVED_MODEL:
-            raise ExportError(f"'{file}' belongs to a SavedModel: name its folder")
         raise ExportError(f"'{file}' is no GraphDef: it has no nodes")
     return graph_def
 
@@ -51,16 +51,20 @@ def read_saved_model(folder: str | Path) -> Any:  # noqa: ANN401
 
 
 def _parsed(file: Path, message: Any) -> Any:  # noqa: ANN401
-    from google.protobuf.message import DecodeError
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         if not file.is_file():
             raise FileAccessError(f"'{file}' is no file")
         if file.stat().st_size > _LIMIT:
             raise ExportError(f"'{file}' is larger than 2 GiB, which no file of this kind can be")
-        message.ParseFromString(file.read_bytes())
+        if file.suffix == ".pbtxt":
+            text_format.Parse(file.read_bytes(), message)
+        else:
+            message.ParseFromString(file.read_bytes())
     except OSError as error:
         raise FileAccessError(f"'{file}' cannot be read: {error.strerror}") from error
-    except DecodeError as error:
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
         raise ExportError(f"'{file}' is no {type(message).__name__}, or only a part of one") from error
     return message

@@ -42,6 +42,10 @@ class Formula:
     x: Any = None
     inner: frozenset[str] = frozenset()
 
+    def around(self, inner: frozenset[str]) -> "Formula":
+        """Return it with more ops in between."""
+        return replace(self, inner=self.inner | inner)
+
 
 @dataclass(frozen=True)
 class _Reader:
@@ -98,20 +102,20 @@ class _Reader:
         op, inner = self.enter(tensor)
         if op.type == "RealDiv":
             found = self.stddev(op.inputs[1])
-            return None if found is None else replace(self._with(found, inner), scale=op.inputs[0])
+            return None if found is None else replace(found.around(inner), scale=op.inputs[0])
         if op.type == "Mul":
             for factor, scale in _both(op):
                 found = self.inverse(factor)
                 if found is not None:
-                    return replace(self._with(found, inner), scale=scale)
+                    return replace(found.around(inner), scale=scale)
         return None
 
     def affine(self, tensor: Any) -> Formula | None:  # noqa: ANN401
         """Read x·inv + (B - mean·inv)."""
         op, inner = self.root(tensor)
-        pairs = _both(op) if op.type in ("Add", "AddV2") else iter([(op.inputs[0], op.inputs[1])])
         if op.type not in ("Add", "AddV2", "Sub"):
             return None
+        pairs = iter([tuple(op.inputs)]) if op.type == "Sub" else _both(op)
         for product, shift in pairs:
             above, through = self.enter(product)
             if above.type != "Mul":
@@ -120,7 +124,7 @@ class _Reader:
                 found = self.inv(factor)
                 moved = None if found is None else self.shift(shift, factor, negative=op.type == "Sub")
                 if found is not None and moved is not None:
-                    return replace(self._with(found, inner | through | moved.inner), x=x, mean=moved.mean, B=moved.B)
+                    return replace(found.around(inner | through | moved.inner), x=x, mean=moved.mean, B=moved.B)
         return None
 
     def shift(self, tensor: Any, factor: Any, *, negative: bool) -> Formula | None:  # noqa: ANN401
@@ -130,16 +134,15 @@ class _Reader:
             return self._times(tensor, factor)
         if op.type == "Sub":
             found = self._times(op.inputs[1], factor)
-            return None if found is None else replace(self._with(found, inner), B=op.inputs[0])
+            return None if found is None else replace(found.around(inner), B=op.inputs[0])
         if op.type == "Neg":
             return self._with(self._times(op.inputs[0], factor), inner)
         if op.type == "Mul":
             for minus, other in _both(op):
                 neg, through = self.enter(minus)
-                if neg.type == "Neg" and same(other, factor, self.dtype):
-                    inverse = self.inv(other)
-                    return None if inverse is None else replace(
-                        self._with(inverse, inner | through), mean=neg.inputs[0], scale=None)  # fmt: skip
+                inverse = self.inv(other) if neg.type == "Neg" and same(other, factor, self.dtype) else None
+                if inverse is not None:
+                    return replace(inverse.around(inner | through), mean=neg.inputs[0], scale=None)
         return None
 
     def _times(self, tensor: Any, factor: Any) -> Formula | None:  # noqa: ANN401
@@ -149,7 +152,7 @@ class _Reader:
             for mean, other in _both(op):
                 if same(other, factor, self.dtype):
                     inverse = self.inv(other)
-                    return None if inverse is None else replace(self._with(inverse, inner), mean=mean, scale=None)
+                    return None if inverse is None else replace(inverse.around(inner), mean=mean, scale=None)
         return None
 
     def centred(self, tensor: Any, *, first: bool) -> Formula | None:  # noqa: ANN401
@@ -168,7 +171,7 @@ class _Reader:
         op, inner = self.enter(tensor)
         if found is None or op.type != "Sub":
             return None
-        return replace(self._with(found, inner), x=op.inputs[0], mean=op.inputs[1])
+        return replace(found.around(inner), x=op.inputs[0], mean=op.inputs[1])
 
     def scaled(self, tensor: Any, *, first: bool) -> Formula | None:  # noqa: ANN401
         """Read what ``centred`` reads, times a scale if it has none yet."""
@@ -179,7 +182,7 @@ class _Reader:
         for product, scale in _both(op):
             found = self.centred(product, first=False)
             if found is not None and found.scale is None:
-                return replace(self._with(found, inner), scale=scale)
+                return replace(found.around(inner), scale=scale)
         return None
 
     def shifted(self, tensor: Any) -> Formula | None:  # noqa: ANN401
@@ -190,12 +193,12 @@ class _Reader:
         for product, B in _both(op) if op.type != "BiasAdd" else iter([(op.inputs[0], op.inputs[1])]):
             found = self.scaled(product, first=False)
             if found is not None:
-                return replace(self._with(found, inner), B=B)
+                return replace(found.around(inner), B=B)
         return None
 
     @staticmethod
-    def _with(found: Any, inner: frozenset[str]) -> Any:  # noqa: ANN401  a Formula, or None
-        return None if found is None else replace(found, inner=found.inner | inner)
+    def _with(found: Formula | None, inner: frozenset[str]) -> Formula | None:
+        return None if found is None else found.around(inner)
 
 
 def formulas(tensor: Any) -> Iterator[Formula]:  # noqa: ANN401

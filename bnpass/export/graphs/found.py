@@ -7,7 +7,8 @@ from typing import Any
 
 from bnpass.semantics.resolved import Resolved
 
-_OWN = re.compile(r"/(batchnorm/\w+|FusedBatchNorm(V[23])?(_\d+)?)$")
+_CALL = re.compile(r"(Stateful)?PartitionedCall(_\d+)?|Func")
+_BRANCH = re.compile(r"(smart_)?cond(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,14 @@ class Found:
 
     @property
     def layer_name(self) -> str:
-        """The scope in which TensorFlow wrote it, without what inlining put in front."""
-        name = re.sub(r"^(Func/)?((Stateful)?PartitionedCall(_\d+)?/)+", "", self.name)
-        return _OWN.sub("", name)
+        """The scope in which TensorFlow wrote it, without functions and branches; in none, the op itself."""
+        parts = [part for part in self.name.split("/") if not _CALL.fullmatch(part)]
+        scope = parts[:-1]
+        if scope and scope[-1] == "batchnorm":
+            scope.pop()
+        while scope and _BRANCH.fullmatch(scope[-1]):
+            scope.pop()
+        return "/".join(scope or parts) or self.name
 
     def resolved(self, shape: tuple[int | None, ...]) -> Resolved:
         """Return what it means at the shape of X, of which the channels are known."""

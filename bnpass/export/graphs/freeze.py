@@ -1,8 +1,10 @@
 """Variables become constants of the values that a session holds."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 from bnpass.export.errors import ExportError
 from bnpass.export.graphs.proto import by_name, in_one_line, is_control, node_of
@@ -14,10 +16,6 @@ _WRITES = re.compile(
 )
 _READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd")
 _THROUGH = ("Identity", "Enter", "RefEnter", "Switch", "RefSwitch")
-
-
-def has_variables(graph_def: Any) -> bool:  # noqa: ANN401  untyped protobufs
-    return any(node.op in VARIABLES for node in graph_def.node)
 
 
 def frozen(graph_def: Any, session: Any, outputs: Sequence[str]) -> Any:  # noqa: ANN401
@@ -40,11 +38,21 @@ def frozen(graph_def: Any, session: Any, outputs: Sequence[str]) -> Any:  # noqa
         if is_write(node):
             raise ExportError(f"'{node.name}' ({node.op}) changes a variable, and an output shows it")
     from tensorflow.python.framework import convert_to_constants
+    from tensorflow.python.util import deprecation
 
-    with in_one_line("the variables cannot be made constants"):
+    with in_one_line("the variables cannot be made constants"), deprecation.silence(), plain_errors():
         return convert_to_constants.convert_variables_to_constants_from_session_graph(
             session, graph_def, list(dict.fromkeys(node_of(name) for name in outputs))
         )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Keep TensorFlow from searching its errors for names of nodes: a name in a file can make that take for ever."""
+    from tensorflow.python.framework import error_interpolation
+
+    with mock.patch.object(error_interpolation, "interpolate_graph", lambda message, _graph: message):
+        yield
 
 
 def is_write(node: Any) -> bool:  # noqa: ANN401
@@ -52,8 +60,12 @@ def is_write(node: Any) -> bool:  # noqa: ANN401
     return _WRITES.fullmatch(node.op) is not None
 
 
-def check_order(graph_def: Any) -> None:  # noqa: ANN401
+def check_order(graph_def: Any, outputs: Sequence[str]) -> None:  # noqa: ANN401
     """Refuse variables that are read behind a change of them: the constant would be the old value.
+
+    Args:
+        graph_def: With its control inputs.
+        outputs: The tensors that are wanted; what they do not depend on by value may be in any order.
 
     Raises:
         ExportError: The node that reads is named.
@@ -62,12 +74,13 @@ def check_order(graph_def: Any) -> None:  # noqa: ANN401
     writes = {node.name: handle for node in graph_def.node if is_write(node) and (handle := _handle(node, nodes))}
     if not writes:
         return
-    for node in graph_def.node:
+    for name in _ancestors([node_of(output) for output in outputs], nodes, control=False):
+        node = nodes[name]
         handle = _handle(node, nodes) if _is_read(node, nodes) else ""
         if handle in writes.values():
-            before = _ancestors(node.name, nodes)
-            if any(name in before for name, changed in writes.items() if changed == handle):
-                raise ExportError(f"'{node.name}' ({node.op}) reads variable '{handle}' after the graph has changed it")
+            before = _ancestors([name], nodes, control=True)
+            if any(write in before for write, changed in writes.items() if changed == handle):
+                raise ExportError(f"'{name}' ({node.op}) reads variable '{handle}' after the graph has changed it")
 
 
 def _is_read(node: Any, nodes: dict[str, Any]) -> bool:  # noqa: ANN401
@@ -87,15 +100,13 @@ def _handle(node: Any, nodes: dict[str, Any]) -> str:  # noqa: ANN401
     return str(node.name)
 
 
-def _ancestors(name: str, nodes: dict[str, Any]) -> set[str]:
-    seen, waiting = {name}, [name]
+def _ancestors(names: Sequence[str], nodes: dict[str, Any], *, control: bool) -> set[str]:
+    """Return nodes and those that they depend on, by value or also by order."""
+    seen, waiting = set(names), list(names)
     while waiting:
-        for found in _inputs(nodes[waiting.pop()]):
-            if found not in seen and found in nodes:
+        for reference in nodes[waiting.pop()].input:
+            found = node_of(reference)
+            if found not in seen and (control or not is_control(reference)):
                 seen.add(found)
                 waiting.append(found)
     return seen
-
-
-def _inputs(node: Any) -> Iterator[str]:  # noqa: ANN401
-    return (node_of(reference) for reference in node.input)

@@ -60,9 +60,8 @@ def _check(op: Any, found: Found, rank: int) -> None:  # noqa: ANN401
     known = shape_of(found.X)
     if channels is None:
         raise ExportError(f"'{op.name}' ({op.type}): the number of its channels is not known")
-    if any(shape not in ((channels,), (None,), None) for shape in shapes) or known is not None and (
-        len(known) != rank or known[found.axes[0]] not in (None, channels)
-    ):  # fmt: skip
+    wrong = any(shape not in ((channels,), (None,), None) for shape in shapes)
+    if wrong or (known is not None and (len(known) != rank or known[found.axes[0]] not in (None, channels))):
         raise ExportError(f"'{op.name}' ({op.type}): its parameters do not fit its {channels} channels")
 
 

@@ -6,6 +6,8 @@ Only a scalar whose name says so is taken for it; any other boolean stays an inp
 import re
 from typing import Any
 
+from bnpass.export.graphs.proto import attribute
+
 _NAMES = re.compile(
     r"(is_?|mode_)?(train|training|trainmode|phase|learning_phase)(_?(mode|phase|flag|train))?", re.IGNORECASE
 )
@@ -36,7 +38,7 @@ def bind(graph_def: Any, *, training: bool, names: frozenset[str] = frozenset())
 
     bound = set()
     for node in graph_def.node:
-        if node.op not in _PLACEHOLDERS or node.attr["dtype"].type != types_pb2.DT_BOOL or not _is_scalar(node):
+        if node.op not in _PLACEHOLDERS or attribute(node, "dtype").type != types_pb2.DT_BOOL or not _is_scalar(node):
             continue
         if node.name in names or says_training(node.name):
             value = tensor_pb2.TensorProto(dtype=types_pb2.DT_BOOL, bool_val=[training])
@@ -52,4 +54,4 @@ def bind(graph_def: Any, *, training: bool, names: frozenset[str] = frozenset())
 
 def _is_scalar(node: Any) -> bool:  # noqa: ANN401
     """Whether a placeholder is a scalar, or says nothing of its shape."""
-    return not node.attr["shape"].shape.dim
+    return not attribute(node, "shape").shape.dim

@@ -44,6 +44,18 @@ def recognized(facts: Facts) -> list[Found]:
     return found[::-1]
 
 
+def suspected(facts: Facts) -> str | None:
+    """Return an op that may be a batch normalization in a graph of which shapes and constants are not known."""
+    for op in facts.ops:
+        if op.type in FUSED:
+            return str(op.name)
+        if op.type in _LAST and op.outputs[0].dtype.name in _TYPES:
+            for formula in formulas(op.outputs[0]):
+                if not any(facts.depends(t, formula.x) for t in (formula.mean, formula.var)):
+                    return str(op.name)
+    return None
+
+
 def _output(facts: Facts, name: str) -> Any:  # noqa: ANN401  tensors of TensorFlow are untyped
     return facts.graph.get_operation_by_name(name).outputs[0]
 

@@ -28,22 +28,6 @@ def check_ops(graph_def: Any) -> None:  # noqa: ANN401  untyped protobufs
             raise ExportError(f"'{node.name}' ({node.op}) reads or writes files, which a model in ONNX does not")
 
 
-def check_types(graph_def: Any) -> None:  # noqa: ANN401
-    """Refuse bfloat16 outside of batch normalization: tf2onnx would take it for float16.
-
-    Raises:
-        ExportError: The node is named.
-    """
-    from tensorflow.core.framework import types_pb2
-
-    for node in graph_def.node:
-        for name, value in node.attr.items():
-            if value.type == types_pb2.DT_BFLOAT16 or types_pb2.DT_BFLOAT16 in value.list.type:
-                raise ExportError(
-                    f"'{node.name}' ({node.op}) is in bfloat16 ({name}), which the conversion to ONNX lacks"
-                )
-
-
 def inner_graphs(graph_def: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
     """Return the nodes that hold graphs of their own, loops and branches, each with its functions."""
     functions = {function.signature.name: function for function in graph_def.library.function}

@@ -57,12 +57,10 @@ def _write(norm: Found, calls: Calls, new: dict[str, Any]) -> None:
 
 def _resolved(norm: Found) -> Resolved:
     """Return what a batch normalization means, with the length of its channel axis known."""
-    shape = shape_of(norm.X)
+    shape = shape_of(norm.X) or (None,) * norm.Y.shape.rank
     if norm.fused:
-        layout = (None,) * norm.Y.shape.rank if shape is None else shape
         channels = channels_of(norm.Y.op, norm)
-        shape = tuple(channels if i in norm.axes else n for i, n in enumerate(layout))
-    assert shape is not None
+        shape = tuple(channels if i in norm.axes else n for i, n in enumerate(shape))
     return norm.resolved(shape)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from bnpass.errors import FileAccessError
 from bnpass.export.errors import ExportError
 from bnpass.export.graphs.files import read_saved_model
-from bnpass.export.graphs.freeze import VARIABLES
-from bnpass.export.graphs.mode import says_training
-from bnpass.export.graphs.proto import by_name, in_one_line, node_of
+from bnpass.export.graphs.freeze import VARIABLES, plain_errors
+from bnpass.export.graphs.mode import bind, says_training
+from bnpass.export.graphs.proto import attribute, by_name, in_one_line, node_of
 from bnpass.export.graphs.trace import trace_ends
 from bnpass.export.trace import Traced
 
@@ -37,11 +37,14 @@ def trace_saved_model(path: str | Path, signature_key: str | None = None, traini
         ExportError: It is no SavedModel, has no such signature, or something in it cannot be exported.
     """
     meta = read_saved_model(path)
-    signature = _signature(meta, signature_key, Path(path))
-    inputs, outputs = (_tensors(ends, Path(path)) for ends in (signature.inputs, signature.outputs))
-    modes = frozenset(node_of(tensor) for name, tensor in inputs.items() if says_training(name))
-    with _session(meta, Path(path)) as session:
-        return trace_ends(meta.graph_def, session, inputs, outputs, training=training, modes=modes)
+    with in_one_line(f"'{path}' cannot be read"):
+        signature = _signature(meta, signature_key, Path(path))
+        inputs, outputs = (_tensors(ends, Path(path)) for ends in (signature.inputs, signature.outputs))
+        modes = frozenset(node_of(tensor) for name, tensor in inputs.items() if says_training(name))
+        with _session(meta, Path(path)) as session:
+            bound = bind(meta.graph_def, training=training, names=modes)
+            left = {name: tensor for name, tensor in inputs.items() if node_of(tensor) not in bound}
+            return trace_ends(meta.graph_def, session, left, outputs)
 
 
 def _signature(meta: Any, key: str | None, path: Path) -> Any:  # noqa: ANN401  untyped protobufs
@@ -79,7 +82,7 @@ def _session(meta: Any, path: Path) -> Iterator[Any]:  # noqa: ANN401
     if not values.with_suffix(".index").is_file():
         raise FileAccessError(f"'{path}' lacks the values of its variables ({values.with_suffix('.index').name})")
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-        with in_one_line(f"the variables of '{path}' cannot be restored"):
+        with in_one_line(f"the variables of '{path}' cannot be restored"), plain_errors():
             bare = type(meta)()
             bare.CopyFrom(meta)
             bare.collection_def.clear()
@@ -102,7 +105,7 @@ def _check_restoring(meta: Any) -> None:  # noqa: ANN401
         node = waiting.pop()
         if node.op not in _RESTORING:
             raise ExportError(f"'{node.name}' ({node.op}) would be run where variables are restored: it is refused")
-        waiting += functions.pop(node.attr["f"].func.name, [])
+        waiting += functions.pop(attribute(node, "f").func.name, [])
         for name in (node_of(reference) for reference in node.input):
             if name in nodes and name not in seen:
                 seen.add(name)

@@ -9,13 +9,14 @@ from bnpass.export.errors import ExportError
 from bnpass.export.graphs import ends, refusals
 from bnpass.export.graphs.facts import Facts
 from bnpass.export.graphs.flatten import flattened, without_order
+from bnpass.export.graphs.found import Found
 from bnpass.export.graphs.freeze import check_order, frozen
 from bnpass.export.graphs.mode import bind
 from bnpass.export.graphs.proto import in_one_line, node_of, pruned
-from bnpass.export.graphs.recognize import recognized
+from bnpass.export.graphs.recognize import recognized, suspected
 from bnpass.export.graphs.replace import replaced
 from bnpass.export.ports import Port
-from bnpass.export.trace import Traced
+from bnpass.export.trace import Origin, Traced
 
 Tensors = Sequence[str] | None
 """Names of tensors, or of ops of which the first result is meant; None to find them."""
@@ -67,41 +68,38 @@ def trace_graph(
 
 
 def _trace(graph_def: Any, session: Any, inputs: Tensors, outputs: Tensors, *, training: bool) -> Traced:  # noqa: ANN401
-    read = ends.find_inputs(graph_def) if inputs is None else list(inputs)
-    if outputs is None:
-        outputs = ends.find_outputs(graph_def, read)
-    return trace_ends(graph_def, session, ends.named(read), ends.named(outputs), training=training)
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    with in_one_line("the graph cannot be read"):
+        bound = bind(copy, training=training)
+        read = [name for name in inputs or () if node_of(name) not in bound]
+        if inputs is None:
+            read = ends.find_inputs(copy)
+        if outputs is None:
+            outputs = ends.find_outputs(copy, read)
+        return trace_ends(copy, session, ends.named(read), ends.named(outputs))
 
 
-def trace_ends(
-    graph_def: Any,  # noqa: ANN401
-    session: Any,  # noqa: ANN401
-    inputs: ends.Names,
-    outputs: ends.Names,
-    *,
-    training: bool,
-    modes: frozenset[str] = frozenset(),
-) -> Traced:
-    """Trace a graph whose inputs and outputs have names.
+def trace_ends(graph_def: Any, session: Any, inputs: ends.Names, outputs: ends.Names) -> Traced:  # noqa: ANN401
+    """Trace a graph whose mode is bound and whose inputs and outputs have names.
 
     Args:
-        graph_def: It is not changed.
+        graph_def: It is changed.
         session: Holds the values of its variables; None if it has none.
         inputs: Tensors by the names that they are to have.
         outputs: As inputs.
-        training: What a placeholder that says the mode is bound to.
-        modes: Placeholders that say the mode, whatever they are called.
 
     Raises:
         ExportError: Something cannot be exported; node and op are named.
     """
     if not outputs:
         raise ExportError("the graph has no outputs")
-    flat, given = _flat(graph_def, session, inputs, outputs, training=training, modes=modes)
+    flat, given = _flat(graph_def, session, inputs, outputs)
     graph = _imported(flat)
     made = ends.ports(graph, outputs)
-    found = recognized(Facts(graph, frozenset(outputs.values())))
-    _check_inner(flat)
+    facts = Facts(graph, frozenset(outputs.values()))
+    found = recognized(facts)
+    _check_outside(found, facts)
     calls = Calls()
     with in_one_line("batch normalization cannot be replaced"):
         marked, names = replaced(graph, found, calls)
@@ -109,34 +107,22 @@ def trace_ends(
     marked = pruned(marked, [port.tensor for port in moved])
     final = _optimized(marked, [port.tensor for port in given], [port.tensor for port in moved])
     _check_counts(final, calls)
-    refusals.check_types(final)
-    return Traced(final, given, moved, (), calls)
+    return Traced(final, given, moved, (), calls, Origin(flat, tuple(port.tensor for port in made)))
 
 
-def _flat(
-    graph_def: Any,  # noqa: ANN401
-    session: Any,  # noqa: ANN401
-    inputs: ends.Names,
-    outputs: ends.Names,
-    *,
-    training: bool,
-    modes: frozenset[str],
-) -> tuple[Any, tuple[Port, ...]]:
-    """Return a graph without functions, variables and mode, and the inputs that it has left."""
-    copy = type(graph_def)()
-    copy.CopyFrom(graph_def)
-    bound = bind(copy, training=training, names=modes)
-    left = {name: tensor for name, tensor in inputs.items() if node_of(tensor) not in bound}
-    given = ends.ports(_imported(pruned(copy, left.values())), left)
-    ends.cut(copy, given)
-    ends.take_defaults(copy)
-    flat = flattened(copy, list(outputs.values()))
-    check_order(flat)
+def _flat(graph_def: Any, session: Any, inputs: ends.Names, outputs: ends.Names) -> tuple[Any, tuple[Port, ...]]:  # noqa: ANN401
+    """Return a graph without functions and variables, and its inputs."""
+    given = ends.ports(_imported(pruned(graph_def, inputs.values())), inputs)
+    ends.cut(graph_def, given)
+    ends.take_defaults(graph_def)
+    flat = flattened(graph_def, list(outputs.values()))
+    check_order(flat, list(outputs.values()))
     without_order(flat)
     flat = pruned(flat, outputs.values())
     refusals.check_ops(flat)
+    _check_inner(flat)
     flat = pruned(frozen(flat, session, list(outputs.values())), outputs.values())
-    refusals.check_placeholders(flat, [node_of(tensor) for tensor in left.values()])
+    refusals.check_placeholders(flat, [node_of(tensor) for tensor in inputs.values()])
     return flat, given
 
 
@@ -160,16 +146,26 @@ def _optimized(graph_def: Any, inputs: Sequence[str], outputs: Sequence[str]) ->
         return tf_loader.tf_optimize(read, list(dict.fromkeys(outputs)), graph_def)
 
 
+def _check_outside(found: Sequence[Found], facts: Facts) -> None:
+    """Refuse batch normalization behind a Switch: tf2onnx would take what stands for it into another graph."""
+    for norm in found:
+        if facts.is_inside(norm.X):
+            raise ExportError(f"batch normalization '{norm.name}' is behind a Switch, in a loop or a branch that is "
+                              "not decided")  # fmt: skip
+
+
 def _check_inner(flat: Any) -> None:  # noqa: ANN401
     """Refuse batch normalization in a loop or a branch that is not decided: it would be lost there."""
     from tensorflow.python.framework import function_def_to_graph
 
-    for node, function in refusals.inner_graphs(flat):
-        with in_one_line(f"'{node.name}' ({node.op}) cannot be looked into"):
+    inner_graphs = list(refusals.inner_graphs(flat))
+    graph = _imported(flat if inner_graphs else type(flat)())
+    for node, function in inner_graphs:
+        with graph.as_default(), in_one_line(f"'{node.name}' ({node.op}) cannot be looked into"):
             inner = function_def_to_graph.function_def_to_graph(function)
-        found = recognized(Facts(inner, frozenset(t.name for t in inner.outputs)))
-        if found:
-            raise ExportError(f"batch normalization '{found[0].name}' is inside of '{node.name}' ({node.op}), "
+        name = suspected(Facts(inner, frozenset(t.name for t in inner.outputs)))
+        if name is not None:
+            raise ExportError(f"batch normalization '{name}' is inside of '{node.name}' ({node.op}), "
                               "a loop or a branch that is not decided")  # fmt: skip
 
 

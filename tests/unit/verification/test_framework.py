@@ -22,7 +22,9 @@ def layer(**arguments: object) -> ir.Model:
     return found
 
 
-def in_float32(x: np.ndarray, *, momentum: float = MOMENTUM, epsilon: float = EPSILON, ddof: int = 0) -> dict[str, np.ndarray]:
+def in_float32(
+    x: np.ndarray, *, momentum: float = MOMENTUM, epsilon: float = EPSILON, ddof: int = 0
+) -> dict[str, np.ndarray]:
     """Return what a framework gives that adds up in float32, one number after the other."""
     total = np.zeros(C, np.float32)
     for row in x:

@@ -36,8 +36,11 @@ Dims statistics_dims(const Geometry& geometry, int64_t virtual_batch_size) {
 }
 
 Vector sum_over_groups(const Geometry& geometry, const Vector& statistics) {
-  Vector sum(geometry.channels, 0.0);
-  for (size_t i = 0; i < statistics.size(); ++i) sum[i % geometry.channels] += statistics[i];
+  const size_t channels = geometry.channels;
+  Vector sum(channels, 0.0);
+  for (size_t first = 0; first < statistics.size(); first += channels) {
+    for (size_t c = 0; c < channels; ++c) sum[c] += statistics[first + c];
+  }
   return sum;
 }
 
