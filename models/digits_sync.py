@@ -1,9 +1,9 @@
-"""The whole way on one small model: trained in replicas, exported, folded, served, and trained on in replicas elsewhere.
+"""The whole way of one small model: trained in replicas, exported, folded, served, and trained on elsewhere.
 
-    python models/digits_sync.py                                 train; writes digits_sync.keras and .json beside itself
+    python models/digits_sync.py                                 train; writes digits_sync.keras, .json and .npz
     python -m bnpass export models/digits_sync.keras             digits_sync.onnx: batch normalization intact
     python -m bnpass fold models/digits_sync.onnx                digits_sync.folded.onnx: gone, the same answers
-    python -m bnpass export models/digits_sync.keras --training  digits_sync.training.onnx: statistics go in and come out
+    python -m bnpass export models/digits_sync.keras --training  digits_sync.training.onnx: statistics in and out
     mpiexec -n 4 python models/digits_sync_replicas.py models/digits_sync.training.onnx
 
 Keras trains under `tf.distribute.MirroredStrategy`, on four logical CPUs, with `synchronized=True`. Then it goes on for

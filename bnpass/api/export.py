@@ -59,13 +59,14 @@ def export(
         model: A live model of Keras, a session of TensorFlow 1 with its graph, or the path of a ``.keras``, ``.h5`` or
             ``.pb`` file or of a SavedModel.
         path: Where to write the result; by default nowhere for a live model, and beside a file.
-        options: How to export; or give its fields by name: ``training=True``, ``opset``, ``signature``, ….
+        options: How to export; or give its fields by name: ``training=True``.
         fold: Fold the batch normalization of the exported model, which must not be a training export.
         sync: Make all batch normalization of a file synchronized, which files of tf_keras do not say.
         trust_model: Load files that can hold code: HDF5, Lambda layers.
         force: Overwrite ``path``.
         progress: Called with the stage and the fraction done.
         on_checked: Called with the finished report before the result takes its place: if it raises, nothing changes.
+        **chosen: The fields of ``ExportOptions`` by name.
 
     Returns:
         The exported model and what happened.

@@ -111,8 +111,8 @@ def _absorb_transpose(value: ir.Value) -> tuple[int, ...] | None:
         return None
     for node in readers:
         ir.convenience.replace_all_uses_with(node.outputs, [value])
-        assert node.graph is not None
-        node.graph.remove(node, safe=True)
+        if node.graph is not None:
+            node.graph.remove(node, safe=True)
     return orders.pop()
 
 

@@ -34,7 +34,7 @@ def framework(name: str) -> Any:  # noqa: ANN401  a module
 
             return tf_keras
         import keras
-        import tensorflow  # noqa: F401
+        import tensorflow as tf  # noqa: F401  what Keras itself finds missing is told less clearly
     except ImportError as error:
         raise MissingDependencyError(f'{name} is needed for this model: pip install "bnpass[keras]"') from error
     if keras.backend.backend() != "tensorflow":

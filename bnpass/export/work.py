@@ -60,7 +60,8 @@ def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
     """Export a graph without layers and compare the result with it; as ``carry_out``."""
     import tensorflow as tf
 
-    assert traced.origin is not None  # what graphs/ has traced has one
+    if traced.origin is None:
+        raise TypeError("a model of Keras is exported by carry_out")
     if options.reinitialize is not None:
         raise UsageError("a graph without layers does not say how its weights are initialized")
     exported = finish(traced, options)

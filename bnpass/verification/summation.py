@@ -5,6 +5,8 @@ as a random walk is; four times that covers every channel. The error of a mean i
 δY = scale·δmean/√(var + epsilon). A copy with such errors shows what they are worth at every output.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -21,6 +23,8 @@ _REDUCE_AXES_INPUT = 18
 """The first opset whose ReduceMax has its axes as an input."""
 _DOUBLE = ir.DataType.DOUBLE
 
+Replaced = dict[ir.Value, ir.Value]
+
 
 def with_rounded_statistics(model: ir.Model, seed: int) -> ir.Model | None:
     """Return a copy with errors in the statistics of every batch; None if none are taken.
@@ -30,92 +34,106 @@ def with_rounded_statistics(model: ir.Model, seed: int) -> ir.Model | None:
         seed: Of the signs.
     """
     copy, rng = model.clone(), np.random.default_rng(seed)
-    nodes = [node for node in ir.traversal.RecursiveGraphIterator(copy.graph) if node.domain == DOMAIN]
-    taken = [node for node in nodes if node.op_type == "SyncBatchMoments" or _trains(node)]
-    for number, node in enumerate(taken):
-        op = Emit(f"bnpass_rounding_{number}")
-        replaced = _normalization(op, node, rng) if _trains(node) else _moments(op, node, rng)
-        _insert(node, op, replaced)
-    return copy if taken else None
+    nodes = list(ir.traversal.RecursiveGraphIterator(copy.graph))
+    sites = [site for number, node in enumerate(nodes) if (site := _site(node, number, rng)) is not None]
+    for site in sites:
+        _insert(site, _moments(site) if site.node.op_type == "SyncBatchMoments" else _normalization(site))
+    return copy if sites else None
 
 
-def _trains(node: ir.Node) -> bool:
-    mode = node.attributes.get("training_mode")
-    return node.op_type == "SyncBatchNormalization" and mode is not None and mode.as_int() == 1
+@dataclass(frozen=True)
+class _Site:
+    """A node that takes the statistics of a batch.
+
+    Attributes:
+        node: The node.
+        graph: The graph that it is in.
+        op: Where the error is written.
+        dtype: Of X.
+        behind: Axes of X behind the channels.
+        error: Relative error of a sum, of random sign.
+    """
+
+    node: ir.Node
+    graph: ir.Graph
+    op: Emit
+    dtype: ir.DataType
+    behind: int
+    error: ir.Value
+
+    @property
+    def unit(self) -> float:
+        return _UNIT.get(self.dtype, _UNIT_FLOAT)
 
 
-def _moments(op: Emit, node: ir.Node, rng: np.random.Generator) -> dict[ir.Value, ir.Value]:
+def _site(node: ir.Node, number: int, rng: np.random.Generator) -> _Site | None:
+    """Return a node that takes the statistics of a batch of known type and rank; None for any other."""
+    mode, graph = node.attributes.get("training_mode"), node.graph
+    trains = node.op_type == "SyncBatchNormalization" and mode is not None and mode.as_int() == 1
+    if node.domain != DOMAIN or not (trains or node.op_type == "SyncBatchMoments"):
+        return None
+    X, count = node.inputs[0], node.outputs[-1]
+    if X is None or X.dtype is None or X.shape is None or not isinstance(graph, ir.Graph):
+        return None
+    op, rank = Emit(f"bnpass_rounding_{number}"), len(X.shape)
+    unit = _UNIT.get(X.dtype, _UNIT_FLOAT) * rng.choice((-1.0, 1.0))
+    error = op("Mul", op("Sqrt", count), op.floats(_DEVIATIONS * unit))
+    return _Site(node, graph, op, X.dtype, rank - 1 - node.attributes["axis"].as_int() % rank, error)
+
+
+def _moments(site: _Site) -> Replaced:
     """Return mean and variance with an error each."""
-    mean, var, count = node.outputs
-    return {value: op("Mul", value, op("Add", op.floats(1.0), _error(op, node, count, rng))) for value in (mean, var)}
+    op = site.op
+    factor = op("Add", op.floats(1.0), site.error)
+    return {value: op("Mul", value, factor) for value in site.node.outputs[:2]}
 
 
-def _normalization(op: Emit, node: ir.Node, rng: np.random.Generator) -> dict[ir.Value, ir.Value]:
+def _normalization(site: _Site) -> Replaced:
     """Return Y and the running statistics as they are with errors in mean and variance."""
-    Y, running_mean, running_var, saved_mean, saved_inv_std, count = node.outputs
-    X, scale, _, input_mean, input_var = node.inputs[:5]
-    assert X is not None and X.dtype is not None and scale is not None  # noqa: PT018  as add_bodies wrote them
-    keep = node.attributes["momentum"].as_float()
-    error = _error(op, node, count, rng)
-    shift = op("Mul", op("Mul", saved_mean, saved_inv_std), error)
+    op, node = site.op, site.node
+    Y, running_mean, running_var, saved_mean, saved_inv_std, _ = node.outputs
+    _, scale, _, input_mean, input_var = node.inputs[:5]
+    shift = op("Mul", op("Mul", saved_mean, saved_inv_std), site.error)
     if node.attributes["virtual_batch_size"].as_int():
-        shift = _largest(op, shift, node)
-    shift = _beside(op, op("Mul", shift, op.cast(scale, _DOUBLE)), node, X)
-    moved = op("Add", op("Mul", op("Cast", Y, to=int(_DOUBLE)), op("Add", op.floats(1.0), _small(op, X))), shift)
-    replaced = {Y: op("Cast", moved, to=int(X.dtype))}
+        shift = _largest(site, shift)
+    shift = op("Mul", shift, op("Cast", scale, to=int(_DOUBLE)))
+    if site.behind:
+        shift = op("Unsqueeze", shift, op.ints(*range(1, site.behind + 1)))
+    rounded = op("Mul", op("Cast", Y, to=int(_DOUBLE)), op.floats(1.0 + site.unit))
+    replaced = {Y: op("Cast", op("Add", rounded, shift), to=int(site.dtype))}
     for new, old in ((running_mean, input_mean), (running_var, input_var)):
         if new.name and old is not None and old.dtype is not None:
-            step = op(
-                "Sub", op("Cast", new, to=int(_DOUBLE)), op("Mul", op("Cast", old, to=int(_DOUBLE)), op.floats(keep))
-            )
-            off = op("Mul", step, op("Add", error, op.floats(_ATTRIBUTE / (1 - keep) if keep < 1 else 0.0)))
-            replaced[new] = op("Cast", op("Add", op("Cast", new, to=int(_DOUBLE)), off), to=int(old.dtype))
+            replaced[new] = _running(site, new, old, old.dtype)
     return replaced
 
 
-def _error(op: Emit, node: ir.Node, count: ir.Value, rng: np.random.Generator) -> ir.Value:
-    """Return the relative error of a sum of ``count`` numbers, of random sign."""
-    X = node.inputs[0]
-    unit = _UNIT.get(X.dtype, _UNIT_FLOAT) if X is not None and X.dtype is not None else _UNIT_FLOAT
-    return op("Mul", op("Sqrt", count), op.floats(_DEVIATIONS * unit * rng.choice((-1.0, 1.0))))
+def _running(site: _Site, new: ir.Value, old: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Return a running statistic with errors in the step, new − momentum·old."""
+    op, keep = site.op, site.node.attributes["momentum"].as_float()
+    after = op("Cast", new, to=int(_DOUBLE))
+    step = op("Sub", after, op("Mul", op("Cast", old, to=int(_DOUBLE)), op.floats(keep)))
+    off = op("Mul", step, op("Add", site.error, op.floats(_ATTRIBUTE / (1 - keep) if keep < 1 else 0.0)))
+    return op("Cast", op("Add", after, off), to=int(dtype))
 
 
-def _largest(op: Emit, shift: ir.Value, node: ir.Node) -> ir.Value:
+def _largest(site: _Site, shift: ir.Value) -> ir.Value:
     """Return the largest of the ghost batches, which lie along axis 0."""
-    graph = node.graph
-    assert graph is not None
-    axes_are_inputs = graph.opset_imports.get("", _REDUCE_AXES_INPUT) >= _REDUCE_AXES_INPUT
-    if axes_are_inputs:
+    op = site.op
+    if site.graph.opset_imports.get("", _REDUCE_AXES_INPUT) >= _REDUCE_AXES_INPUT:
         return op("ReduceMax", op("Abs", shift), op.ints(0), keepdims=0)
     return op("ReduceMax", op("Abs", shift), axes=[0], keepdims=0)
 
 
-def _small(op: Emit, X: ir.Value) -> ir.Value:
-    assert X.dtype is not None
-    return op.floats(_UNIT.get(X.dtype, _UNIT_FLOAT))
-
-
-def _beside(op: Emit, vector: ir.Value, node: ir.Node, X: ir.Value) -> ir.Value:
-    """Return a vector of the channels so that it broadcasts against X."""
-    assert X.shape is not None
-    axis = node.attributes["axis"].as_int() % len(X.shape)
-    behind = len(X.shape) - axis - 1
-    return op("Unsqueeze", vector, op.ints(*range(1, behind + 1))) if behind else vector
-
-
-def _insert(node: ir.Node, op: Emit, replaced: dict[ir.Value, ir.Value]) -> None:
-    """Put nodes behind another and let what read its outputs read theirs."""
-    ours = set(op.nodes)
+def _insert(site: _Site, replaced: Replaced) -> None:
+    """Put the error behind its node and let what reads the node read it."""
+    ours = set(site.op.nodes)
     for old, new in replaced.items():
         new.dtype, new.shape = old.dtype, old.shape
         for user, index in list(old.uses()):
             if user not in ours:
                 user.replace_input_with(index, new)
-        graph = node.graph
-        assert graph is not None
-        for index, output in enumerate(graph.outputs):
+        for index, output in enumerate(site.graph.outputs):
             if output is old:
                 old.name, new.name = f"{old.name}/exact", old.name
-                graph.outputs[index] = new
-    assert node.graph is not None
-    node.graph.insert_after(node, op.nodes)
+                site.graph.outputs[index] = new
+    site.graph.insert_after(site.node, site.op.nodes)

@@ -27,6 +27,7 @@ class StateTable:
         self.read: set[int] = set()
 
     def holds(self, variable: Any) -> bool:  # noqa: ANN401
+        """Whether a variable is in the table."""
         return id(plain(variable)) in self._values
 
     def get(self, variable: Any) -> Any:  # noqa: ANN401

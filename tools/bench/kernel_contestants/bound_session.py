@@ -21,22 +21,35 @@ def bound(
     inputs: Sequence[NDArray[np.floating]],
     outputs: Sequence[NDArray[np.floating]],
 ) -> Pass:
-    """Bind arrays to the inputs and outputs of a session, in their order; the first output is the result."""
+    """Bind tensors of ONNX Runtime to the inputs and outputs of a session, in their order.
+
+    They lie where its allocator puts them, aligned, as the tensors inside of a model do. Small outputs are the arrays
+    themselves, which the other direction reads.
+    """
     binding = session.io_binding()
-    kept = []
-    for value, array in zip(session.get_inputs(), inputs, strict=True):
-        kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        binding.bind_ortvalue_input(value.name, kept[-1])
-    for value, array in zip(session.get_outputs(), outputs, strict=True):
+    given = [_tensor(array) for array in inputs]
+    first = _tensor(outputs[0])
+    for value, tensor in zip(session.get_inputs(), given, strict=True):
+        binding.bind_ortvalue_input(value.name, tensor)
+    results = session.get_outputs()
+    binding.bind_ortvalue_output(results[0].name, first)
+    for value, array in zip(results[1:], outputs[1:], strict=True):
         binding.bind_output(value.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run() -> None:
         session.run_with_iobinding(binding)
 
     def result() -> NDArray[np.floating]:
-        assert kept  # noqa: S101  the binding has their addresses alone
-        outputs[0].fill(np.nan)
+        assert given  # noqa: S101  the binding has their addresses alone
+        first.update_inplace(np.full_like(outputs[0], np.nan))
         run()
-        return outputs[0]
+        return first.numpy()
 
     return Pass(run, result)
+
+
+def _tensor(array: NDArray[np.floating]) -> onnxruntime.OrtValue:
+    """Return a copy of an array in memory of ONNX Runtime."""
+    tensor = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype)
+    tensor.update_inplace(np.ascontiguousarray(array))
+    return tensor
