@@ -5,12 +5,11 @@
 #include <cstddef>
 
 #include "core/geometry.h"
+#include "cpu/kernels.h"
 
 namespace bnpass::cpu {
 
 constexpr size_t max_tasks = 64;
-/// Most columns of a tile, and with that the length of its vectors.
-constexpr size_t max_columns = 512;
 /// Most channels of a tile that goes by runs.
 constexpr size_t max_run_channels = 64;
 

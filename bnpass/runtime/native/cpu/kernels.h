@@ -16,6 +16,9 @@ namespace bnpass::cpu {
 /// Doubles that are worked on at once, by every instruction set.
 constexpr size_t lanes = 8;
 
+/// Most columns of a tile, and with that the length of its vectors.
+constexpr size_t max_columns = 512;
+
 struct Kernels {
   /// a = x − shift, b = (x − shift)², added to sums.
   void (*run_sums)(const void* X, size_t channels, size_t stride, size_t n, const double* shift, double* sums);
