@@ -12,8 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bnpass.api.expand import ExpandResult, expand
+    from bnpass.api.export import ExportResult, export
     from bnpass.api.fold import FoldResult, fold
     from bnpass.expansion.options import ExpandOptions
+    from bnpass.exporting.options import ExportOptions
     from bnpass.folding.options import FoldOptions
     from bnpass.runtime.library import get_library_path, register
     from bnpass.verification import Verification, verify
@@ -21,11 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ExpandOptions",
     "ExpandResult",
+    "ExportOptions",
+    "ExportResult",
     "FoldOptions",
     "FoldResult",
     "Verification",
     "__version__",
     "expand",
+    "export",
     "fold",
     "get_library_path",
     "register",
@@ -35,10 +40,13 @@ __all__ = [
 _HOMES = {
     "ExpandOptions": "bnpass.expansion.options",
     "ExpandResult": "bnpass.api.expand",
+    "ExportOptions": "bnpass.exporting.options",
+    "ExportResult": "bnpass.api.export",
     "FoldOptions": "bnpass.folding.options",
     "FoldResult": "bnpass.api.fold",
     "Verification": "bnpass.verification",
     "expand": "bnpass.api.expand",
+    "export": "bnpass.api.export",
     "fold": "bnpass.api.fold",
     "get_library_path": "bnpass.runtime.library",
     "register": "bnpass.runtime.library",

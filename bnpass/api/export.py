@@ -14,10 +14,10 @@ from bnpass import census, model_io
 from bnpass.api.fold import fold as fold_model
 from bnpass.api.transform import Progress
 from bnpass.errors import SaveError, UsageError
-from bnpass.export.child import CONSTRAINTS
-from bnpass.export.options import ExportOptions
-from bnpass.export.parent import export_in_child
-from bnpass.export.source import Source, identify
+from bnpass.exporting.child import CONSTRAINTS
+from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.parent import export_in_child
+from bnpass.exporting.source import Source, identify
 from bnpass.folding.options import FoldOptions
 from bnpass.report import Check, ExportReport, FileFact
 
@@ -163,12 +163,12 @@ def _live(
     if sync:
         raise UsageError("sync is for files that do not say it; make the layers of a live model synchronized")
     bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
-    from bnpass.export.work import carry_out, carry_out_graph  # imports what the check needs
+    from bnpass.exporting.work import carry_out, carry_out_graph  # imports what the check needs
 
     if bases & {"keras", "tf_keras"}:
         done = carry_out(model, options)
     elif "tensorflow" in bases and hasattr(model, "graph") and hasattr(model, "run"):
-        from bnpass.export.graphs import trace_graph
+        from bnpass.exporting.graphs import trace_graph
 
         traced = trace_graph(model.graph, model, options.inputs, options.outputs, training=options.training)
         done = carry_out_graph(traced, options)

@@ -62,7 +62,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Carry the verb out."""
     from bnpass.api.export import export  # --help must stay instant
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.options import ExportOptions
 
     options = ExportOptions(
         training=arguments.training,

@@ -128,7 +128,7 @@ def _insert(site: _Site, replaced: Replaced) -> None:
     """Put the error behind its node and let what reads the node read it."""
     ours = set(site.op.nodes)
     for old, new in replaced.items():
-        new.dtype, new.shape = old.dtype, old.shape
+        new.shape, new.type = old.shape, old.type
         for user, index in list(old.uses()):
             if user not in ours:
                 user.replace_input_with(index, new)

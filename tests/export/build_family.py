@@ -40,8 +40,8 @@ def build(name: str, framework: str, target: Path, *, trained: bool) -> None:
     import onnx_ir as ir
     import zoo
 
-    from bnpass.export.model import export_model
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import export_model
+    from bnpass.exporting.options import ExportOptions
 
     family, keras = zoo.FAMILIES[name], importlib.import_module(framework)
     keras.utils.set_random_seed(zoo.SEED)

@@ -10,8 +10,8 @@ def main(framework: str) -> None:
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     import onnx_ir as ir
 
-    from bnpass.export.model import export_model
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import export_model
+    from bnpass.exporting.options import ExportOptions
 
     keras = importlib.import_module(framework)
     keras.utils.set_random_seed(1)

@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 import tensorflow as tf
 
-from bnpass.export.model import export_model
-from bnpass.export.options import ExportOptions
+from bnpass.exporting.model import export_model
+from bnpass.exporting.options import ExportOptions
 from tests.conformance.layers.cases import Case, from_plain
 from tests.conformance.layers.exchange import Arrays, part, read, write
 from tests.conformance.layers.oracle import build

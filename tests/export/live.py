@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from bnpass.export.model import Exported, export_model
-from bnpass.export.options import ExportOptions
-from bnpass.export.trace import named_variables
+from bnpass.exporting.model import Exported, export_model
+from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.trace import named_variables
 from tests.export.stepping import Array, Stepper
 
 STEPS = 3

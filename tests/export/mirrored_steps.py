@@ -26,8 +26,8 @@ def main(flavour: str, target: str) -> None:
         import keras
     else:
         import tf_keras as keras
-    from bnpass.export.model import export_model
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import export_model
+    from bnpass.exporting.options import ExportOptions
     from tests.export.live import make_lively, variable_values
 
     (cpu,) = tf.config.list_physical_devices("CPU")

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bnpass.export.interface import STATE
+from bnpass.exporting.interface import STATE
 
 Array = NDArray[Any]
 

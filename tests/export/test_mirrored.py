@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from bnpass.export.interface import STATE
+from bnpass.exporting.interface import STATE
 from bnpass.verification.replicas import run_replicas
 from tests.export.live import close
 from tests.export.mirrored_steps import REPLICAS, STEPS

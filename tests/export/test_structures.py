@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnpass.export.model import Exported
+from bnpass.exporting.model import Exported
 from bnpass.ops import DOMAIN
 from tests.conformance.layers.oracle.batches import ROOT
 from tests.export.live import agrees, close, export, flat, infers_alike, make_lively, trains_alike, variable_values

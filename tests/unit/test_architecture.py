@@ -24,16 +24,36 @@ MAY_IMPORT = {
     "model_io": {"errors"},
     "runtime": {"errors"},
     "verification": {"model_io", "ops", "runtime", "semantics", "errors"},
+    "exporting": {"collectives", "layers", "ops", "semantics", "errors", "verification"},
     "census": set(),
     "passes": {"collectives", "expansion", "folding", "graph", "ops"},
     "report": {"census", "expansion", "folding", "graph"},
     "checks": {"errors", "expansion", "model_io", "ops", "passes", "report", "semantics", "verification"},
-    "api": {"census", "checks", "errors", "expansion", "folding", "graph", "model_io", "ops", "passes", "report"},
-    "cli": {"api", "errors", "expansion", "folding", "model_io", "report", "runtime", "verification"},
+    "api": {
+        "census",
+        "checks",
+        "errors",
+        "expansion",
+        "exporting",
+        "folding",
+        "graph",
+        "model_io",
+        "ops",
+        "passes",
+        "report",
+    },
+    "cli": {"api", "errors", "expansion", "exporting", "folding", "model_io", "report", "runtime", "verification"},
     "__main__": {"cli"},
-    "__init__": {"api", "expansion", "folding", "runtime", "verification"},
+    "__init__": {"api", "expansion", "exporting", "folding", "runtime", "verification"},
 }
-HEAVY = {"onnxruntime": {"runtime", "verification"}, "tensorflow": set(), "onnxscript": set(), "tf2onnx": set()}
+HEAVY = {
+    "onnxruntime": {"runtime", "verification"},
+    "tensorflow": {"exporting"},
+    "tf2onnx": {"exporting"},
+    "keras": {"exporting"},
+    "tf_keras": {"exporting"},
+    "onnxscript": set(),
+}
 
 
 def imports(path: Path) -> set[str]:

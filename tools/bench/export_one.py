@@ -36,8 +36,8 @@ def by_bnpass(model: Any, _: int, target: Path) -> None:  # noqa: ANN401  a mode
     """Export as ``bnpass.export`` does it without its check."""
     import onnx_ir as ir
 
-    from bnpass.export.model import export_model
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import export_model
+    from bnpass.exporting.options import ExportOptions
 
     ir.save(export_model(model, ExportOptions(opset=OPSET)).model, target)
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from bnpass.export.model import Exported, export_model
-from bnpass.export.options import ExportOptions
+from bnpass.exporting.model import Exported, export_model
+from bnpass.exporting.options import ExportOptions
 
 # TensorFlow and Keras, not this project
 QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnpass.export.bfloat16 import _Wide
-from bnpass.export.model import export_model
-from bnpass.export.options import ExportOptions
+from bnpass.exporting.bfloat16 import _Wide
+from bnpass.exporting.model import export_model
+from bnpass.exporting.options import ExportOptions
 from tests.unit.export.running import KERAS, QUIET, first, keras_of, nodes, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]

@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from bnpass.export.constraints import CONSTRAINTS, constraints_model
-from bnpass.export.errors import ExportError
-from bnpass.export.trace import named_variables
+from bnpass.exporting.constraints import CONSTRAINTS, constraints_model
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.trace import named_variables
 from tests.unit.export.running import KERAS, QUIET, keras_of, ops, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
-from bnpass.export.interface import STATE
-from bnpass.export.model import Exported
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.interface import STATE
+from bnpass.exporting.model import Exported
 from tests.unit.export.running import KERAS, QUIET, keras_of, sequence, trained
 
 pytestmark = [pytest.mark.keras, QUIET]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
+from bnpass.exporting.errors import ExportError
 from tests.unit.export.running import KERAS, QUIET, keras_of, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
-from bnpass.export.model import export_model
-from bnpass.export.options import ExportOptions
-from bnpass.export.random_ops import _ABOVE, _BELOW, _HALF, dropout_seed, seed_of
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.model import export_model
+from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.random_ops import _ABOVE, _BELOW, _HALF, dropout_seed, seed_of
 from tests.unit.export.running import KERAS, QUIET, first, keras_of, nodes, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]

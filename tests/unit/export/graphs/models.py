@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from bnpass.export.graphs.trace import trace_graph_def
-from bnpass.export.model import Exported, finish
-from bnpass.export.options import ExportOptions
-from bnpass.export.trace import Traced
+from bnpass.exporting.graphs.trace import trace_graph_def
+from bnpass.exporting.model import Exported, finish
+from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.trace import Traced
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
-from bnpass.export.graphs import trace_graph, trace_graph_def
-from bnpass.export.model import finish
-from bnpass.export.options import ExportOptions
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.graphs import trace_graph, trace_graph_def
+from bnpass.exporting.model import finish
+from bnpass.exporting.options import ExportOptions
 from tests.unit.export.graphs.models import close, norms, run, vectors
 
 pytestmark = pytest.mark.keras

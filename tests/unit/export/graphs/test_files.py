@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bnpass.errors import BnpassError, FileAccessError
-from bnpass.export.errors import ExportError
-from bnpass.export.graphs import read_graph_def, trace_graph_def, trace_saved_model
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.graphs import read_graph_def, trace_graph_def, trace_saved_model
 from tests.unit.export.graphs.models import built, vectors
 
 pytestmark = pytest.mark.keras

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
+from bnpass.exporting.errors import ExportError
 from tests.unit.export.graphs.models import Built, agree, built, norms, ops, traced, vectors
 
 pytestmark = pytest.mark.keras
@@ -59,8 +59,8 @@ def test_channels_last_are_normalized_in_both_modes(layout: str) -> None:
 @pytest.mark.parametrize("layout", ["NCHW", "NCDHW"])
 def test_channels_first_are_what_the_same_numbers_are_with_channels_last(layout: str, training: bool) -> None:
     # TensorFlow has no CPU kernel for channels first: it is run on the transposed input
-    from bnpass.export.model import finish
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import finish
+    from bnpass.exporting.options import ExportOptions
     from tests.unit.export.graphs.models import close, expected, run
 
     first = built(lambda x: fused(x, layout=layout, training=training).y, shape_of(layout))

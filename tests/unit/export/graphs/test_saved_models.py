@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnpass.export.errors import ExportError
-from bnpass.export.graphs import trace_saved_model
-from bnpass.export.model import Exported, finish
-from bnpass.export.options import ExportOptions
+from bnpass.exporting.errors import ExportError
+from bnpass.exporting.graphs import trace_saved_model
+from bnpass.exporting.model import Exported, finish
+from bnpass.exporting.options import ExportOptions
 from tests.unit.export.graphs.models import close, norms, ops, run, vectors
 
 pytestmark = pytest.mark.keras

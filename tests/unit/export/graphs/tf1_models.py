@@ -52,8 +52,8 @@ def prepared(write: Callable[[Any], Any], *, resource: bool = False) -> tuple[An
 
 def result(traced: Any, X: np.ndarray, wants: Sequence[np.ndarray]) -> dict[str, object]:
     """Export, run, and say what there is."""
-    from bnpass.export.model import finish
-    from bnpass.export.options import ExportOptions
+    from bnpass.exporting.model import finish
+    from bnpass.exporting.options import ExportOptions
     from tests.unit.export.graphs.models import ops, run
 
     exported = finish(traced, ExportOptions())
@@ -71,7 +71,7 @@ def result(traced: Any, X: np.ndarray, wants: Sequence[np.ndarray]) -> dict[str,
 
 def live(training: bool, fused: bool, resource: bool) -> Callable[[Path], dict[str, object]]:
     def case(_: Path) -> dict[str, object]:
-        from bnpass.export.graphs import trace_graph
+        from bnpass.exporting.graphs import trace_graph
 
         graph, session, X = prepared(lambda x: network(x, training, fused=fused), resource=resource)
         traced = trace_graph(graph, session, ["x"], ["net/y"])
@@ -84,7 +84,7 @@ def placeholder(mode: bool) -> Callable[[Path], dict[str, object]]:
     def case(_: Path) -> dict[str, object]:
         import tensorflow as tf
 
-        from bnpass.export.graphs import trace_graph
+        from bnpass.exporting.graphs import trace_graph
 
         def write(x: Any) -> Any:
             return network(x, tf.compat.v1.placeholder("bool", [], "is_training"), fused=True)
@@ -99,7 +99,7 @@ def placeholder(mode: bool) -> Callable[[Path], dict[str, object]]:
 def frozen(folder: Path) -> dict[str, object]:
     import tensorflow as tf
 
-    from bnpass.export.graphs import read_graph_def, trace_graph_def
+    from bnpass.exporting.graphs import read_graph_def, trace_graph_def
 
     graph, session, X = prepared(lambda x: network(x, False, fused=False))
     constant = tf.compat.v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["net/y"])
@@ -112,7 +112,7 @@ def saved(mode: bool) -> Callable[[Path], dict[str, object]]:
     def case(folder: Path) -> dict[str, object]:
         import tensorflow as tf
 
-        from bnpass.export.graphs import trace_saved_model
+        from bnpass.exporting.graphs import trace_saved_model
 
         def write(x: Any) -> Any:
             return network(x, tf.compat.v1.placeholder_with_default(False, [], "mode"), fused=True)
@@ -134,7 +134,7 @@ def updates(_: Path) -> dict[str, object]:
     """Moving averages are computed in the graph and are outputs; a step is run for the sake of its y alone."""
     import tensorflow as tf
 
-    from bnpass.export.graphs import trace_graph
+    from bnpass.exporting.graphs import trace_graph
 
     def write(x: Any) -> Any:
         y, mean, var = tf.compat.v1.nn.fused_batch_norm(x, [1.0, 2, 3], [0.0, 1, 2], is_training=True, name="bn/fused")
@@ -155,7 +155,7 @@ def averages(_: Path) -> dict[str, object]:
     """The idiom of tutorials of 2016: tf.cond over batch moments and an ExponentialMovingAverage."""
     import tensorflow as tf
 
-    from bnpass.export.graphs import trace_graph
+    from bnpass.exporting.graphs import trace_graph
 
     def write(x: Any) -> Any:
         phase = tf.compat.v1.placeholder("bool", [], "phase_train")

@@ -1,0 +1,122 @@
+"""Nodes of a GraphDef by name, and what their inputs refer to."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bnpass.exporting.errors import ExportError
+
+
+def node_of(reference: str) -> str:
+    """Return the node that an input or a tensor belongs to."""
+    return reference.lstrip("^").split(":")[0]
+
+
+def is_control(reference: str) -> bool:
+    """Whether an input only orders nodes."""
+    return reference.startswith("^")
+
+
+def tensor_of(reference: str) -> str:
+    """Return an input, or a name that a person wrote, as the name of a tensor."""
+    return reference if ":" in reference else f"{reference}:0"
+
+
+def by_name(graph_def: Any) -> dict[str, Any]:  # noqa: ANN401  untyped protobufs
+    """Return the nodes of a graph."""
+    return {node.name: node for node in graph_def.node}
+
+
+def attribute(node: Any, name: str) -> Any:  # noqa: ANN401
+    """Return an attribute, empty where there is none; to look it up in the node itself would write it there."""
+    return node.attr[name] if name in node.attr else attr_value()
+
+
+def attr_value() -> Any:  # noqa: ANN401
+    """Return an attribute without a value."""
+    from tensorflow.core.framework import attr_value_pb2
+
+    return attr_value_pb2.AttrValue()
+
+
+def pruned(graph_def: Any, tensors: Iterable[str]) -> Any:  # noqa: ANN401
+    """Return what some tensors depend on.
+
+    Raises:
+        ExportError: One of them is not there, or a node that it needs.
+    """
+    nodes = by_name(graph_def)
+    if len(nodes) != len(graph_def.node):
+        twice = Counter(node.name for node in graph_def.node).most_common(1)[0][0]
+        raise ExportError(f"the graph has two nodes '{twice}'")
+    waiting = list(dict.fromkeys(node_of(t) for t in tensors))
+    for name in waiting:
+        if name not in nodes:
+            raise ExportError(f"the graph has no node '{name}'")
+    kept = set(waiting)
+    while waiting:
+        reader = waiting.pop()
+        for name in (node_of(reference) for reference in nodes[reader].input):
+            if name not in nodes:
+                raise ExportError(f"'{reader}' reads '{name}', which the graph does not have")
+            if name not in kept:
+                kept.add(name)
+                waiting.append(name)
+    found = type(graph_def)()
+    found.versions.CopyFrom(graph_def.versions)
+    found.library.CopyFrom(graph_def.library)
+    found.node.extend(node for node in graph_def.node if node.name in kept)
+    return found
+
+
+def rename_tensors(nodes: Iterable[Any], names: dict[str, str]) -> None:
+    """Let nodes read other tensors."""
+    for node in nodes:
+        for i, reference in enumerate(node.input):
+            if not is_control(reference) and tensor_of(reference) in names:
+                node.input[i] = names[tensor_of(reference)]
+
+
+def followed(names: dict[str, str]) -> dict[str, str]:
+    """Return names of tensors that lead to their ends: none of them is a name again."""
+    found = {}
+    for name, target in names.items():
+        seen = {name}
+        while target in names and target not in seen:
+            seen.add(target)
+            target = names[target]
+        found[name] = target
+    return found
+
+
+def set_identity(node: Any, source: str) -> None:  # noqa: ANN401
+    """Make a node with an attribute T the Identity of a tensor."""
+    dtype = attribute(node, "T").type
+    node.op = "Identity"
+    node.input[:] = [source]
+    node.attr.clear()
+    node.attr["T"].type = dtype
+
+
+@contextlib.contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Let what TensorFlow raises about a graph be an ExportError of one line."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+
+    kinds = (tf.errors.OpError, ValueError, TypeError, LookupError, RuntimeError, OSError, DecodeError, EncodeError)
+    try:
+        yield
+    except ExportError as error:
+        if str(error).isprintable():
+            raise
+        raise ExportError(_printable(str(error))) from error
+    except kinds as error:
+        lines = str(error).strip().splitlines()
+        raise ExportError(_printable(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes for what a name in a file may hold to break or colour a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

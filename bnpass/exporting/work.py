@@ -1,0 +1,111 @@
+"""One export of a live model from end to end: converted, compared with the framework, and told about."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from bnpass.errors import UsageError, VerificationError
+from bnpass.exporting.constraints import constraints_model
+from bnpass.exporting.model import Exported, export_model, finish
+from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.partners import GraphPartner, KerasPartner, Partner
+from bnpass.exporting.round_trip import check_round_trip
+from bnpass.exporting.trace import Traced
+from bnpass.verification.result import Status, Verification
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an export made.
+
+    Attributes:
+        model: The ONNX model.
+        constraints: The model that projects its weights, in training, where it has constraints.
+        framework: What the model came from, with the version.
+        norms: By layer of batch normalization, how many nodes stand for it.
+        state: Variables that go in, and those of them that come out.
+        notes: What a reader should know besides.
+        found: The comparison with the framework; None if there was none.
+        why_not: Why there was none.
+    """
+
+    model: ir.Model
+    constraints: ir.Model | None
+    framework: str
+    norms: dict[str, int]
+    state: tuple[int, int]
+    notes: tuple[str, ...]
+    found: Verification | None
+    why_not: str
+
+
+def carry_out(model: Any, options: ExportOptions) -> Done:  # noqa: ANN401  a model of Keras
+    """Export a live model of Keras and compare the result with it.
+
+    Raises:
+        UsageError: The shapes of the inputs are not known.
+        ExportError: A layer or an op cannot be exported.
+        VerificationError: The result does not compute what the model computes.
+    """
+    exported = export_model(model, options)
+    constraints = constraints_model(model, exported.state, options.opset) if options.training else None
+    partner = KerasPartner(model, exported, options)
+    return _done(exported, partner, options, framework_of(model), constraints)
+
+
+def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
+    """Export a graph without layers and compare the result with it; as ``carry_out``."""
+    import tensorflow as tf
+
+    if traced.origin is None:
+        raise TypeError("a model of Keras is exported by carry_out")
+    if options.reinitialize is not None:
+        raise UsageError("a graph without layers does not say how its weights are initialized")
+    exported = finish(traced, options)
+    return _done(exported, GraphPartner(traced.origin, exported), options, f"TensorFlow {tf.__version__}", None)
+
+
+def _done(
+    exported: Exported, partner: Partner, options: ExportOptions, framework: str, constraints: ir.Model | None
+) -> Done:
+    found, why_not = _compared(partner, exported, options)
+    state = (len(exported.state), sum(one.output is not None for one in exported.state))
+    norms = dict(exported.assembled.layers)
+    return Done(exported.model, constraints, framework, norms, state, _notes(exported, found), found, why_not)
+
+
+def framework_of(model: Any) -> str:  # noqa: ANN401
+    """Return the framework of a live model with its version."""
+    package = "tf_keras" if any(b.__module__.startswith("tf_keras.") for b in type(model).__mro__) else "keras"
+    return f"{'tf_keras' if package == 'tf_keras' else 'Keras'} {sys.modules[package].__version__}"
+
+
+def _compared(partner: Partner, exported: Exported, options: ExportOptions) -> tuple[Verification | None, str]:
+    if not options.check:
+        return None, "switched off (--check 0)"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None, 'ONNX Runtime is not installed: pip install "bnpass[cpu]"'
+    try:
+        found = check_round_trip(partner, exported, options)
+    except UsageError as error:  # no inputs could be drawn
+        return None, str(error)
+    if found.status is Status.NOT_RUN:
+        return None, found.failure
+    try:
+        found.raise_for_mismatch()
+    except VerificationError as error:
+        error.add_note("the export does not compute what the model does; nothing was written, please report this")
+        raise
+    return found, ""
+
+
+def _notes(exported: Exported, found: Verification | None) -> tuple[str, ...]:
+    notes = [
+        f"no output depends on batch normalization '{name}': it is not in the file"
+        for name in exported.assembled.unused
+    ]
+    notes += [f"not compared: '{one.name}': {one.reason}" for one in (found.not_compared if found else ())]
+    return tuple(notes)
