@@ -8,7 +8,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from bnpass.collectives.order import order
 from bnpass.exporting.assemble import Assembled, assemble
-from bnpass.exporting.converter import DOMAIN, converted
+from bnpass.exporting.capture.calls import NormCall
+from bnpass.exporting.converter import DOMAIN, MARKER, TOKEN, converted
+from bnpass.exporting.errors import ExportError
 from bnpass.exporting.fresh import reinitialized
 from bnpass.exporting.interface import Settled, settle
 from bnpass.exporting.options import ExportOptions
@@ -50,6 +52,7 @@ def export_model(model: Any, options: ExportOptions) -> Exported:  # noqa: ANN40
 def finish(traced: Traced, options: ExportOptions) -> Exported:
     """Make an ONNX model of a traced graph."""
     model = converted(traced, options.opset, options.seed)
+    _check_markers(traced, model)
     assembled = assemble(model, traced.calls, group=options.group, seed=options.seed)
     state = settle(model, traced)
     model.graph.opset_imports.pop(DOMAIN, None)
@@ -61,6 +64,20 @@ def finish(traced: Traced, options: ExportOptions) -> Exported:
     add_bodies(model)
     ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
     return Exported(model, traced, assembled, state)
+
+
+def _check_markers(traced: Traced, model: ir.Model) -> None:
+    """Make sure that the conversion has lost no call of batch normalization.
+
+    Raises:
+        ExportError: It has; the layer is named.
+    """
+    left = {node.attributes[TOKEN].as_string() for node in model.graph.all_nodes() if node.op_type == MARKER}
+    for node in traced.graph_def.node:
+        token = node.attr["token"].s.decode() if node.op == "PyFuncStateless" else ""
+        call = traced.calls.of(token)
+        if isinstance(call, NormCall) and token not in left:
+            raise ExportError(f"the conversion has lost a call of batch normalization '{call.layer_name}'")
 
 
 def _modes(model: ir.Model) -> list[str]:

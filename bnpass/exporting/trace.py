@@ -4,6 +4,7 @@ In inference the weights are constants. In training they are inputs, and what a 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 
+from bnpass.errors import BnpassError
 from bnpass.exporting.capture.calls import Calls
 from bnpass.exporting.capture.initializers import initializers
 from bnpass.exporting.capture.interception import intercepted, norm_layers
@@ -21,6 +23,8 @@ from bnpass.exporting.random_ops import generators, keyless
 from bnpass.exporting.signature import InputSignature, signature_of
 
 LOSS = "regularization_loss"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What Keras puts around its messages for terminals."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         return [tf.identity(tensor) for tensor in tensors]
 
     specs = [tf.TensorSpec(plain(v).shape, plain(v).dtype) for v in variables]
-    with _without_jit(), generators():
+    with _one_line(model, calls), _without_jit(), generators():
         concrete = tf.function(run, autograph=False).get_concrete_function(list(called.specs), specs)
     _check_intercepted(model, calls)
     given, made = concrete.inputs[: len(called.specs) + len(specs)], concrete.outputs
@@ -104,6 +108,24 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         if tensor.name in kept or i in changed
     ]
     return Traced(graph_def, tuple(inputs), tuple(outputs), tuple(state), calls)
+
+
+@contextlib.contextmanager
+def _one_line(model: Any, calls: Calls) -> Iterator[None]:  # noqa: ANN401
+    """Make one line of what a model raises when it is called; what is refused inside of it stays as it is."""
+    try:
+        yield
+    except BnpassError as error:
+        raise calls.refusal or error from error
+    except Exception as error:
+        if calls.refusal is not None:
+            raise calls.refusal from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        told = [
+            line for line in lines if line and not line.startswith(("Exception encountered", "in user code", "File"))
+        ]
+        why = told[0][:300] if told else type(error).__name__
+        raise ExportError(f"'{model.name}' cannot be called as it is exported: {_COLOUR.sub('', why)}") from error
 
 
 def _number(model: Any, loss: Any) -> Any:  # noqa: ANN401

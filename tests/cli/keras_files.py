@@ -4,6 +4,7 @@ python keras_files.py FOLDER
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def network(keras: Any, *, drop: bool = False, **arguments: Any) -> Any:
     return model
 
 
+def freeze(model: Any, target: Path) -> None:
+    """Write a frozen GraphDef."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec((None, 8, 8, 3), tf.float32, name="image")
+    concrete = tf.function(lambda x: model(x, training=False)).get_concrete_function(spec)
+    target.write_bytes(convert_variables_to_constants_v2(concrete).graph.as_graph_def().SerializeToString())
+
+
 def main(folder: Path) -> None:
     import keras
     import tf_keras
@@ -40,6 +51,8 @@ def main(folder: Path) -> None:
     network(tf_keras, synchronized=True).save(folder / "tf_keras.keras")
     network(tf_keras).save(folder / "tf_keras.h5")
     network(tf_keras).save(folder / "saved_model")
+    network(keras).export(folder / "exported", verbose=False)
+    freeze(network(tf_keras), folder / "frozen.pb")
     network(tf_keras).save_weights(folder / "weights.h5")
     network(tf_keras, virtual_batch_size=2).save(folder / "ghost.keras")
     network(tf_keras, virtual_batch_size=2).save(folder / "ghost_saved")
@@ -58,6 +71,9 @@ def main(folder: Path) -> None:
     whole = (folder / "keras3.keras").read_bytes()
     (folder / "cut.keras").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.h5").write_bytes((folder / "keras3.h5").read_bytes()[:4000])
+    (folder / "cut.pb").write_bytes((folder / "frozen.pb").read_bytes()[:-40])
+    shutil.copytree(folder / "exported", folder / "cut_saved")
+    (folder / "cut_saved" / "saved_model.pb").write_bytes((folder / "exported" / "saved_model.pb").read_bytes()[:-40])
     (folder / "text.keras").write_text("no model")
     (folder / "empty_folder").mkdir(exist_ok=True)
 

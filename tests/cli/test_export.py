@@ -39,6 +39,8 @@ FORMATS = [
     ("tf_keras.keras", "tf_keras 2", ()),
     ("tf_keras.h5", "tf_keras 2", ("--trust-model",)),
     ("saved_model", "tf_keras 2", ()),
+    ("exported", "TensorFlow 2", ()),
+    ("frozen.pb", "TensorFlow 2", ()),
 ]
 
 
@@ -144,6 +146,11 @@ REFUSED = [
     ("weights.h5", ("--trust-model",), 3, ("weights without the model",)),
     ("lambda_keras.keras", (), 3, ("layer 'twice' is a Lambda", "--trust-model")),
     ("lambda_tf_keras.keras", (), 3, ("layer 'twice' is a Lambda", "--trust-model")),
+    ("cut.pb", (), 3, ("is no GraphDef",)),
+    ("cut_saved", (), 3, ("is no SavedModel",)),
+    ("frozen.pb", ("--outputs", "nothing:0"), 3, ("no tensor 'nothing:0'",)),
+    ("exported", ("--signature-key", "train"), 3, ("no signature 'train'",)),
+    ("exported", ("--training", "--reinitialize", "1"), 2, ("does not say how its weights are initialized",)),
     ("ghost.keras", (), 3, ("layer 'bn' has virtual_batch_size", "export the live model")),
     ("ghost_saved", (), 3, ("virtual_batch_size", "export the live model")),
     ("own.keras", (), 3, ("own", "export the live model")),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from bnpass.exporting.errors import ExportError
 from bnpass.semantics.resolved import Resolved
 
 TOKEN = "bnpass:"  # noqa: S105  a prefix, no secret
@@ -49,10 +50,17 @@ Call = NormCall | DropoutCall
 
 @dataclass
 class Calls:
-    """The calls of one trace, in order, and the layers that made them."""
+    """The calls of one trace, in order, and the layers that made them.
+
+    Attributes:
+        records: What was called.
+        layers: Identities of the layers.
+        refusal: What was refused in a call: Keras raises something of its own in its place.
+    """
 
     records: list[Call] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
+    refusal: ExportError | None = None
 
     def add(self, layer: object, record: Call) -> str:
         """Record a call and return the token of its marker."""

@@ -56,7 +56,11 @@ def _norm(calls: Calls, state: StateTable | None) -> Callable[..., Any]:
     import tensorflow as tf
 
     def call(self: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ANN401
-        return _write(calls, state, self, inputs, training, mask)
+        try:
+            return _write(calls, state, self, inputs, training, mask)
+        except ExportError as error:
+            calls.refusal = error
+            raise
 
     unconverted: Callable[..., Any] = tf.autograph.experimental.do_not_convert(call)
     return unconverted

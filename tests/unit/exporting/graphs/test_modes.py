@@ -10,7 +10,7 @@ from bnpass.exporting.graphs.mode import says_training
 from bnpass.exporting.graphs.trace import trace_graph_def
 from bnpass.exporting.model import finish
 from bnpass.exporting.options import ExportOptions
-from tests.unit.export.graphs.models import close, norms, ops, run, vectors
+from tests.unit.exporting.graphs.models import close, norms, ops, run, vectors
 
 pytestmark = pytest.mark.keras
 

@@ -10,7 +10,7 @@ from bnpass.exporting.errors import ExportError
 from bnpass.exporting.model import export_model
 from bnpass.exporting.options import ExportOptions
 from bnpass.exporting.random_ops import _ABOVE, _BELOW, _HALF, dropout_seed, seed_of
-from tests.unit.export.running import KERAS, QUIET, first, keras_of, nodes, run, sequence, session, trained
+from tests.unit.exporting.running import KERAS, QUIET, first, keras_of, nodes, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]
 

@@ -8,7 +8,7 @@ import numpy as np
 from bnpass.exporting.model import Exported, export_model
 from bnpass.exporting.options import ExportOptions
 from bnpass.exporting.trace import named_variables
-from tests.export.stepping import Array, Stepper
+from tests.exporting.stepping import Array, Stepper
 
 STEPS = 3
 

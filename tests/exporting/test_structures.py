@@ -14,7 +14,7 @@ import pytest
 from bnpass.exporting.model import Exported
 from bnpass.ops import DOMAIN
 from tests.conformance.layers.oracle.batches import ROOT
-from tests.export.live import agrees, close, export, flat, infers_alike, make_lively, trains_alike, variable_values
+from tests.exporting.live import agrees, close, export, flat, infers_alike, make_lively, trains_alike, variable_values
 
 pytestmark = [
     pytest.mark.keras,

@@ -1,6 +1,6 @@
 """Train a model under MirroredStrategy on two logical CPU devices, and export it, for the test that starts this.
 
-    python tests/export/mirrored_steps.py keras|tf_keras FOLDER
+    python tests/exporting/mirrored_steps.py keras|tf_keras FOLDER
 
 Writes inference.onnx and training.onnx, and for each step what every replica was given, what it gave, and the
 variables afterwards.
@@ -28,7 +28,7 @@ def main(flavour: str, target: str) -> None:
         import tf_keras as keras
     from bnpass.exporting.model import export_model
     from bnpass.exporting.options import ExportOptions
-    from tests.export.live import make_lively, variable_values
+    from tests.exporting.live import make_lively, variable_values
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnpass.exporting.errors import ExportError
-from tests.unit.export.graphs.models import Built, agree, built, norms, ops, traced, vectors
+from tests.unit.exporting.graphs.models import Built, agree, built, norms, ops, traced, vectors
 
 pytestmark = pytest.mark.keras
 
@@ -61,7 +61,7 @@ def test_channels_first_are_what_the_same_numbers_are_with_channels_last(layout:
     # TensorFlow has no CPU kernel for channels first: it is run on the transposed input
     from bnpass.exporting.model import finish
     from bnpass.exporting.options import ExportOptions
-    from tests.unit.export.graphs.models import close, expected, run
+    from tests.unit.exporting.graphs.models import close, expected, run
 
     first = built(lambda x: fused(x, layout=layout, training=training).y, shape_of(layout))
     last_layout = layout.replace("C", "") + "C"

@@ -8,7 +8,7 @@ import pytest
 from bnpass.errors import BnpassError, FileAccessError
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.graphs import read_graph_def, trace_graph_def, trace_saved_model
-from tests.unit.export.graphs.models import built, vectors
+from tests.unit.exporting.graphs.models import built, vectors
 
 pytestmark = pytest.mark.keras
 

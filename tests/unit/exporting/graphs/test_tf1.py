@@ -25,7 +25,7 @@ Found = dict[str, dict[str, Any]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Run all cases in processes of their own, with the behaviour of TensorFlow 2, and as "v1-…" of 1."""
     environment = os.environ | {"TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT)}
-    module, results = "tests.unit.export.graphs.tf1_models", {}
+    module, results = "tests.unit.exporting.graphs.tf1_models", {}
     for behaviour, prefix in (("v2", ""), ("v1", "v1-")):
         folder = tmp_path_factory.mktemp("tf1")
         command = [sys.executable, "-m", module, behaviour, str(folder)]

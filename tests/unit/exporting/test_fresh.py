@@ -10,7 +10,7 @@ import pytest
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.interface import STATE
 from bnpass.exporting.model import Exported
-from tests.unit.export.running import KERAS, QUIET, keras_of, sequence, trained
+from tests.unit.exporting.running import KERAS, QUIET, keras_of, sequence, trained
 
 pytestmark = [pytest.mark.keras, QUIET]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnpass.exporting.errors import ExportError
-from tests.unit.export.running import KERAS, QUIET, keras_of, run, sequence, session, trained
+from tests.unit.exporting.running import KERAS, QUIET, keras_of, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.export.graphs.models import agree, built
-from tests.unit.export.graphs.test_formulas import vectors
+from tests.unit.exporting.graphs.models import agree, built
+from tests.unit.exporting.graphs.test_formulas import vectors
 
 pytestmark = pytest.mark.keras
 

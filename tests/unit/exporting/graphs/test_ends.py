@@ -9,7 +9,7 @@ from bnpass.exporting.errors import ExportError
 from bnpass.exporting.graphs import trace_graph, trace_graph_def
 from bnpass.exporting.model import finish
 from bnpass.exporting.options import ExportOptions
-from tests.unit.export.graphs.models import close, norms, run, vectors
+from tests.unit.exporting.graphs.models import close, norms, run, vectors
 
 pytestmark = pytest.mark.keras
 

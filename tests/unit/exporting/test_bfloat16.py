@@ -11,7 +11,7 @@ import pytest
 from bnpass.exporting.bfloat16 import _Wide
 from bnpass.exporting.model import export_model
 from bnpass.exporting.options import ExportOptions
-from tests.unit.export.running import KERAS, QUIET, first, keras_of, nodes, sequence, session, trained
+from tests.unit.exporting.running import KERAS, QUIET, first, keras_of, nodes, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]
 

@@ -10,7 +10,7 @@ import pytest
 from bnpass.exporting.constraints import CONSTRAINTS, constraints_model
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.trace import named_variables
-from tests.unit.export.running import KERAS, QUIET, keras_of, ops, run, sequence, session, trained
+from tests.unit.exporting.running import KERAS, QUIET, keras_of, ops, run, sequence, session, trained
 
 pytestmark = [pytest.mark.keras, QUIET]
 

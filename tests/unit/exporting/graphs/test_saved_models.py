@@ -10,7 +10,7 @@ from bnpass.exporting.errors import ExportError
 from bnpass.exporting.graphs import trace_saved_model
 from bnpass.exporting.model import Exported, finish
 from bnpass.exporting.options import ExportOptions
-from tests.unit.export.graphs.models import close, norms, ops, run, vectors
+from tests.unit.exporting.graphs.models import close, norms, ops, run, vectors
 
 pytestmark = pytest.mark.keras
 

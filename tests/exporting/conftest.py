@@ -14,7 +14,7 @@ from tests.conformance.layers.arrays import draw
 from tests.conformance.layers.cases import Case
 from tests.conformance.layers.exchange import Arrays, part, read, write
 from tests.conformance.layers.oracle.batches import ROOT, environment
-from tests.export.layer_cases import cases
+from tests.exporting.layer_cases import cases
 
 DEADLINE_S = 900
 
@@ -66,7 +66,7 @@ def _run(process: str, folder: Path) -> tuple[dict[str, Any], Arrays]:
         wanted = [case for case in cases() if (case.api == "keras3") == (process == "keras3")]
         arrays = {f"{case.id}/{key}": value for case in wanted for key, value in draw(case).items()}
         write(folder / "request", [case.plain() for case in wanted], arrays)
-        command = [sys.executable, "-m", "tests.export.layer_oracle", process, str(folder / "request"), str(result)]
+        command = [sys.executable, "-m", "tests.exporting.layer_oracle", process, str(folder / "request"), str(result)]
         done = subprocess.run(
             command, cwd=ROOT, env=environment(process), capture_output=True, text=True, timeout=DEADLINE_S, check=False
         )

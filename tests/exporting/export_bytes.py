@@ -1,4 +1,4 @@
-"""Print a digest of what a network is exported as: ``python tests/export/export_bytes.py keras|tf_keras``."""
+"""Print a digest of what a network is exported as: ``python tests/exporting/export_bytes.py keras|tf_keras``."""
 
 import hashlib
 import importlib

@@ -1,6 +1,6 @@
 """Build architectures of keras.applications, export them with bnpass, and say what they were.
 
-    python tests/export/build_family.py keras|tf_keras FOLDER NAME [NAME.untrained …]
+    python tests/exporting/build_family.py keras|tf_keras FOLDER NAME [NAME.untrained …]
 
 Writes NAME.framework.onnx, and beside it how many calls of batch normalization the model makes, images, and what Keras
 computes of them; or NAME.framework.error. Untrained: as its constructor leaves it, with biases of 0.

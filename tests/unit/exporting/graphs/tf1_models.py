@@ -54,7 +54,7 @@ def result(traced: Any, X: np.ndarray, wants: Sequence[np.ndarray]) -> dict[str,
     """Export, run, and say what there is."""
     from bnpass.exporting.model import finish
     from bnpass.exporting.options import ExportOptions
-    from tests.unit.export.graphs.models import ops, run
+    from tests.unit.exporting.graphs.models import ops, run
 
     exported = finish(traced, ExportOptions())
     gots = run(exported, {traced.inputs[0].name: X})

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.export.graphs.models import agree, built, ops
-from tests.unit.export.graphs.models import vectors as numbers
+from tests.unit.exporting.graphs.models import agree, built, ops
+from tests.unit.exporting.graphs.models import vectors as numbers
 
 pytestmark = pytest.mark.keras
 

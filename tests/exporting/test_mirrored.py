@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from bnpass.exporting.interface import STATE
 from bnpass.verification.replicas import run_replicas
-from tests.export.live import close
-from tests.export.mirrored_steps import REPLICAS, STEPS
-from tests.export.stepping import Stepper
+from tests.exporting.live import close
+from tests.exporting.mirrored_steps import REPLICAS, STEPS
+from tests.exporting.stepping import Stepper
 
 pytestmark = pytest.mark.keras
 

@@ -19,9 +19,9 @@ from tests.conformance.layers.bounds import Bounds
 from tests.conformance.layers.cases import DTYPES, Case
 from tests.conformance.layers.exchange import Arrays, part
 from tests.conformance.layers.judge import SAFETY, compare, inputs_of
-from tests.export.conftest import Outcome
-from tests.export.layer_cases import cases
-from tests.export.stepping import Stepper
+from tests.exporting.conftest import Outcome
+from tests.exporting.layer_cases import cases
+from tests.exporting.stepping import Stepper
 
 pytestmark = pytest.mark.keras
 

@@ -1,4 +1,4 @@
-"""Export and run real layers: ``python -m tests.export.layer_oracle legacy|keras3 REQUEST RESULT``.
+"""Export and run real layers: ``python -m tests.exporting.layer_oracle legacy|keras3 REQUEST RESULT``.
 
 Each case becomes a model of one layer, which is exported in both modes and then takes its steps eagerly. What goes
 wrong is a result too.
