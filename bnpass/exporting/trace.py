@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -92,7 +91,7 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         return [tf.identity(tensor) for tensor in tensors]
 
     specs = [tf.TensorSpec(plain(v).shape, plain(v).dtype) for v in variables]
-    with _one_line(model, calls), _without_jit(), generators():
+    with _one_line(model, calls), generators():
         concrete = tf.function(run, autograph=False).get_concrete_function(list(called.specs), specs)
     _check_intercepted(model, calls)
     given, made = concrete.inputs[: len(called.specs) + len(specs)], concrete.outputs
@@ -208,18 +207,3 @@ def _state(name: str, variable: Any, tensor: Any, new: Any, initializer: Mapping
     output = None if new is None else _port(f"{name}/updated", new)
     default = np.asarray(plain(variable).numpy())
     return State(name, _port(name, tensor), output, bool(variable.trainable), default, initializer)
-
-
-@contextlib.contextmanager
-def _without_jit() -> Iterator[None]:
-    """Trace functions that are to be compiled by XLA as plain ones: they could not be inlined, nor converted."""
-    from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
-
-    original = Function._generate_scoped_tracing_options  # noqa: SLF001
-
-    def plainly(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        with mock.patch.object(self, "_jit_compile", None):
-            return original(self, *args, **kwargs)
-
-    with mock.patch.object(Function, "_generate_scoped_tracing_options", plainly):
-        yield

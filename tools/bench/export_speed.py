@@ -56,29 +56,44 @@ def main() -> int:
                 text = f"{name}, at most {TIME_LIMIT} × tf2onnx alone ({theirs:.2f} s)"
                 verdicts.append(measure.verdict(text, ours, TIME_LIMIT * theirs, " s"))
     text = "\n\n".join([measure.conditions(how), measure.table(HEAD, rows), "\n".join(verdicts)]).rstrip()
-    for file in [None] if arguments.write is None else arguments.write or [RESULTS]:
-        measure.publish("export_speed", text, file)
+    publish("export_speed", text, arguments.write)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Return the options of every script here, with several files to write to, and our own."""
+def publish(name: str, text: str, files: Sequence[Path] | None) -> None:
+    """Print a result and put it into several files: none for None, RESULTS.md if none is named."""
+    for file in [None] if files is None else files or [RESULTS]:
+        measure.publish(name, text, file)
+
+
+def family_parser(document: str | None, default: str) -> argparse.ArgumentParser:
+    """Return the options of every script here, with families and several files to write to.
+
+    Args:
+        document: Of the script.
+        default: What is said to be exported if no family is named.
+    """
     shared = measure.parser(None)
     made = argparse.ArgumentParser(
-        description=__doc__,
+        description=document,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shared],
         add_help=False,
         conflict_handler="resolve",
     )
-    made.add_argument("names", nargs="*", metavar="NAME", help=f"families (default: {TARGET})")
-    made.add_argument("--all", action="store_true", help="all families")
-    made.add_argument("--framework", choices=("keras", "tf_keras"), default="keras")
-    made.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds that count (default 3)")
+    made.add_argument("names", nargs="*", metavar="NAME", help=f"families (default: {default})")
     made.add_argument(
         "--write", metavar="FILE", type=Path, nargs="*",
         help="also put the result between the markers of each FILE (default tools/bench/RESULTS.md)",
     )  # fmt: skip
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = family_parser(__doc__, TARGET)
+    made.add_argument("--all", action="store_true", help="all families")
+    made.add_argument("--framework", choices=("keras", "tf_keras"), default="keras")
+    made.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds that count (default 3)")
     return made
 
 
