@@ -148,7 +148,7 @@ REFUSED = [
     ("lambda_tf_keras.keras", (), 3, ("layer 'twice' is a Lambda", "--trust-model")),
     ("cut.pb", (), 3, ("is no GraphDef",)),
     ("cut_saved", (), 3, ("is no SavedModel",)),
-    ("frozen.pb", ("--outputs", "nothing:0"), 3, ("no tensor 'nothing:0'",)),
+    ("frozen.pb", ("--outputs", "nothing:0"), 3, ("no node 'nothing'",)),
     ("exported", ("--signature-key", "train"), 3, ("no signature 'train'",)),
     ("exported", ("--training", "--reinitialize", "1"), 2, ("does not say how its weights are initialized",)),
     ("ghost.keras", (), 3, ("layer 'bn' has virtual_batch_size", "export the live model")),
