@@ -1,5 +1,6 @@
 """How a session gets the kernels, and what it says if it cannot."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,9 +58,16 @@ def test_an_unknown_library_is_refused() -> None:
         bnpass.get_library_path("tpu")  # type: ignore[arg-type]
 
 
+def half_of_what_is_loaded(whole: bytes) -> bytes:
+    """Cut a library where it hurts: what lies behind its last loaded segment, as debug information, nobody misses."""
+    (start,), (length, count) = struct.unpack_from("<Q", whole, 32), struct.unpack_from("<HH", whole, 54)
+    segments = [struct.unpack_from("<II4Q", whole, start + number * length) for number in range(count)]
+    return whole[: max(offset + held for kind, _, offset, _, _, held in segments if kind == 1) // 2]
+
+
 @pytest.mark.parametrize(("damage", "said"), [
     (lambda whole: whole[:1000], "cut short"),
-    (lambda whole: whole[: len(whole) // 2], "cut short"),
+    (half_of_what_is_loaded, "cut short"),
     (lambda whole: whole[:0], "no 64-bit shared library"),
     (lambda whole: b"\0" * 64 + whole[64:], "no 64-bit shared library"),
     (lambda whole: whole.replace(b"RegisterCustomOps", b"registerCustomOps"), "cannot load"),
