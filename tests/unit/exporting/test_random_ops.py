@@ -15,6 +15,7 @@ from tests.unit.exporting.running import KERAS, QUIET, first, keras_of, nodes, r
 pytestmark = [pytest.mark.keras, QUIET]
 
 SHAPE = (16, 16, 4)
+RUNS = 32
 X = np.random.default_rng(0).uniform(0.5, 1.5, (32, *SHAPE)).astype(np.float32)
 DRAWING = ("RandomUniform", "RandomUniformLike", "RandomNormal", "RandomNormalLike", "Dropout")
 
@@ -46,16 +47,17 @@ LAYERS = {
 @pytest.mark.parametrize("name", KERAS)
 def test_a_random_layer_draws_what_keras_draws(name: str, kind: str) -> None:
     keras = keras_of(name)
+    keras.utils.set_random_seed(0)  # the same draws, and so the same verdict, each time
     model = sequence(keras, SHAPE, keras.layers.ReLU(), LAYERS[kind](keras))
     exported = trained(model)
     ready = session(exported.model)
     assert [i.name for i in ready.get_inputs()] == [exported.model.graph.inputs[0].name]
     assert len(ready.get_outputs()) == 1
-    ours = np.stack([first(ready, X) for _ in range(8)])
-    theirs = np.stack([np.asarray(model(X, training=True)) for _ in range(8)])
+    ours = np.stack([first(ready, X) for _ in range(RUNS)])
+    theirs = np.stack([np.asarray(model(X, training=True)) for _ in range(RUNS)])
     assert ours.shape == theirs.shape
     assert ours.std(0).max() > 0  # another draw in every run
-    # 8 runs of 32 samples: the means of per-sample draws differ by about 1/16 of their deviation
+    # some layers draw once for a whole batch: the means of such draws differ by about 1/6 of their deviation
     assert abs(ours.mean() - theirs.mean()) < 0.25 * max(theirs.std(), 0.1)
     assert ours.std() == pytest.approx(theirs.std(), rel=0.2)
 
