@@ -174,13 +174,7 @@ def _live(
         done = carry_out_graph(traced, options)
     else:
         raise UsageError(f"a {type(model).__name__} is no model of Keras, no session of TensorFlow and no path")
-    found = None if done.found is None else done.found.to_json()
-    text = "" if done.found is None else done.found.summary()
-    answer = {
-        "framework": done.framework, "norms": done.norms, "state": done.state, "notes": done.notes,
-        "found": found, "text": text, "why_not": done.why_not,
-    }  # fmt: skip
-    return done.model, done.constraints, answer
+    return done.model, done.constraints, done.to_json()
 
 
 def _lost(source: Source, sync: bool) -> list[str]:

@@ -46,15 +46,7 @@ def _work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     write_model(done.model, folder / MODEL)
     if done.constraints is not None:
         write_model(done.constraints, folder / CONSTRAINTS)
-    return {
-        "framework": done.framework,
-        "norms": done.norms,
-        "state": list(done.state),
-        "notes": list(done.notes),
-        "found": None if done.found is None else done.found.to_json(),
-        "text": "" if done.found is None else done.found.summary(),
-        "why_not": done.why_not,
-    }
+    return done.to_json()
 
 
 def _exported(source: Source, options: ExportOptions, *, trust: bool, sync: bool) -> "Done":

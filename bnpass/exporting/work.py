@@ -41,6 +41,18 @@ class Done:
     found: Verification | None
     why_not: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the models as plain data."""
+        return {
+            "framework": self.framework,
+            "norms": self.norms,
+            "state": list(self.state),
+            "notes": list(self.notes),
+            "found": None if self.found is None else self.found.to_json(),
+            "text": "" if self.found is None else self.found.summary(),
+            "why_not": self.why_not,
+        }
+
 
 def carry_out(model: Any, options: ExportOptions) -> Done:  # noqa: ANN401  a model of Keras
     """Export a live model of Keras and compare the result with it.
