@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from bnpass.api.transform import Progress
 from bnpass.errors import SaveError, UsageError
 from bnpass.exporting.child import CONSTRAINTS
 from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.packages import package_of
 from bnpass.exporting.parent import export_in_child
-from bnpass.exporting.source import Source, identify
+from bnpass.exporting.source import CONTENT, Source, identify
 from bnpass.folding.options import FoldOptions
 from bnpass.report import Check, ExportReport, FileFact
 
@@ -87,51 +88,116 @@ def export(
     given = Path(model) if isinstance(model, str | os.PathLike) else None
     target = _target(given, path, training=wanted.training, force=force)
     told("export", 0.0)
-    with tempfile.TemporaryDirectory(prefix="bnpass-export-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bnpass-export-") as folder:  # holds the weights until they are written
         if given is None:
-            exported, constraints, answer = _live(model, wanted, sync=sync)
+            made = _of_live(model, wanted, sync=sync)
         else:
-            source = identify(given, trust=trust_model)
-            file, answer = export_in_child(source, wanted, Path(folder), trust=trust_model, sync=sync)
-            exported, answer = model_io.load(file), {**answer, "notes": [*_lost(source, sync), *answer["notes"]]}
-            constraints = model_io.load(beside) if (beside := file.with_name(CONSTRAINTS)).exists() else None
-        checks = [_check(answer)]
+            made = _of_file(given, wanted, Path(folder), trust=trust_model, sync=sync)
         if fold:
             told("fold", 0.0)
-            folded = fold_model(exported, FoldOptions(check=wanted.check, seed=wanted.seed))
-            exported, checks = _as_ir(folded.model), [*checks, *folded.report.checks]
+            made = _folded(made, wanted)
+        name = str(given) if given is not None else str(getattr(model, "name", "model"))
+        report = _report(name, given, made, target, wanted)
+        if target is not None:
+            told("save", 0.0)
+            return _write(made, report, target, force=force, on_checked=on_checked)
+        if on_checked is not None:
+            on_checked(report)
+        return ExportResult(made.model, made.constraints, report)
 
-        def report(written: FileFact | None) -> ExportReport:
-            done = ExportReport(
-                name=str(given) if given is not None else str(getattr(model, "name", "model")),
-                framework=answer["framework"],
-                source=FileFact(str(given), given.stat().st_size, None) if given and given.is_file() else None,
-                target=written,
-                norms=answer["norms"],
-                state=tuple(answer["state"]),
-                after=census.take(ir.Model(exported.graph, ir_version=exported.ir_version)),
-                notes=tuple(answer["notes"]),
-                checks=tuple(checks),
-                options=wanted,
-            )
-            if on_checked is not None:
-                on_checked(done)
-            return done
 
-        if target is None:
-            return ExportResult(exported, constraints, report(None))
-        told("save", 0.0)
-        # the state of a training export lies beside it, where a training loop can find and replace it
-        policy: model_io.Policy = "always" if wanted.training else "auto"
-        with contextlib.ExitStack() as stack:
-            staged = stack.enter_context(model_io.stage(exported, target, force=force, external_data=policy))
-            second = None
-            if constraints is not None:
-                second = stack.enter_context(model_io.stage(constraints, _beside(target), force=force))
-            done = report(FileFact(str(target), staged.bytes, None))
-            if second is not None:
-                second.commit()
-            staged.commit()
+@dataclass(frozen=True)
+class _Made:
+    """What was made of a model: the answer of an export, and the checks."""
+
+    model: ir.Model
+    constraints: ir.Model | None
+    answer: Mapping[str, Any]
+    checks: tuple[Check, ...]
+
+
+def _of_live(model: Any, options: ExportOptions, *, sync: bool) -> _Made:  # noqa: ANN401
+    """Export a live model, in this process."""
+    if sync:
+        raise UsageError("sync is for files that do not say it; make the layers of a live model synchronized")
+    from bnpass.exporting.work import carry_out, carry_out_graph  # imports what the check needs
+
+    if package_of(model) is not None:
+        options.check_fits("layers")
+        done = carry_out(model, options)
+    elif _is_session(model):
+        from bnpass.exporting.graphs import trace_graph
+
+        options.check_fits("graph")
+        traced = trace_graph(model.graph, model, options.inputs, options.outputs, training=options.training)
+        done = carry_out_graph(traced, options)
+    else:
+        raise UsageError(f"a {type(model).__name__} is no model of Keras, no session of TensorFlow and no path")
+    answer = done.to_json()
+    return _Made(done.model, done.constraints, answer, (_check(answer),))
+
+
+def _is_session(model: object) -> bool:
+    inside = any(base.__module__.startswith("tensorflow.") for base in type(model).__mro__)
+    return inside and hasattr(model, "graph") and hasattr(model, "run")
+
+
+def _of_file(path: Path, options: ExportOptions, folder: Path, *, trust: bool, sync: bool) -> _Made:
+    """Export a file, in a process of its own."""
+    source = identify(path, trust=trust)
+    options.check_fits(CONTENT[source.kind])
+    if sync and CONTENT[source.kind] != "layers":
+        raise UsageError(f"{path}: has no layers that could be made synchronized (sync, --sync)")
+    file, answer = export_in_child(source, options, folder, trust=trust, sync=sync)
+    beside = file.with_name(CONSTRAINTS)
+    constraints = model_io.load(beside) if beside.exists() else None
+    answer = {**answer, "notes": [*_lost(source, sync), *answer["notes"]]}
+    return _Made(model_io.load(file), constraints, answer, (_check(answer),))
+
+
+def _folded(made: _Made, options: ExportOptions) -> _Made:
+    folded = fold_model(made.model, FoldOptions(check=options.check, seed=options.seed))
+    if not isinstance(folded.model, ir.Model):
+        raise TypeError("what goes in as onnx_ir comes out as onnx_ir")
+    return replace(made, model=folded.model, checks=(*made.checks, *folded.report.checks))
+
+
+def _report(name: str, source: Path | None, made: _Made, target: Path | None, options: ExportOptions) -> ExportReport:
+    """Return the report of an export, but for what will be written."""
+    notes = list(made.answer["notes"])
+    if target is not None and options.training and made.constraints is None and _beside(target).exists():
+        notes.append(f"{_beside(target)} is of another export: this model has no constraints")
+    return ExportReport(
+        name=name,
+        framework=made.answer["framework"],
+        source=FileFact(str(source), source.stat().st_size, None) if source and source.is_file() else None,
+        target=None,
+        norms=made.answer["norms"],
+        state=tuple(made.answer["state"]),
+        after=census.take(ir.Model(made.model.graph, ir_version=made.model.ir_version)),
+        notes=tuple(notes),
+        checks=made.checks,
+        options=options,
+    )
+
+
+def _write(
+    made: _Made, report: ExportReport, target: Path, *, force: bool, on_checked: Callable[[ExportReport], None] | None
+) -> ExportResult:
+    """Write a model, and the model of its constraints beside it, once the caller has agreed to the report."""
+    # the state of a training export lies beside it, where a training loop can find and replace it
+    policy: model_io.Policy = "always" if made.answer["state"][0] else "auto"
+    with contextlib.ExitStack() as stack:
+        staged = stack.enter_context(model_io.stage(made.model, target, force=force, external_data=policy))
+        second = None
+        if made.constraints is not None:
+            second = stack.enter_context(model_io.stage(made.constraints, _beside(target), force=force))
+        done = replace(report, target=FileFact(str(target), staged.bytes, None))
+        if on_checked is not None:
+            on_checked(done)
+        staged.commit()
+        if second is not None:
+            second.commit()
     return ExportResult(target, None if second is None else _beside(target), done)
 
 
@@ -153,30 +219,6 @@ def _target(source: Path | None, path: str | os.PathLike[str] | None, *, trainin
     return target
 
 
-def _live(
-    model: Any,  # noqa: ANN401
-    options: ExportOptions,
-    *,
-    sync: bool,
-) -> tuple[ir.Model, ir.Model | None, Mapping[str, Any]]:
-    """Export a live model, in this process."""
-    if sync:
-        raise UsageError("sync is for files that do not say it; make the layers of a live model synchronized")
-    bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
-    from bnpass.exporting.work import carry_out, carry_out_graph  # imports what the check needs
-
-    if bases & {"keras", "tf_keras"}:
-        done = carry_out(model, options)
-    elif "tensorflow" in bases and hasattr(model, "graph") and hasattr(model, "run"):
-        from bnpass.exporting.graphs import trace_graph
-
-        traced = trace_graph(model.graph, model, options.inputs, options.outputs, training=options.training)
-        done = carry_out_graph(traced, options)
-    else:
-        raise UsageError(f"a {type(model).__name__} is no model of Keras, no session of TensorFlow and no path")
-    return done.model, done.constraints, done.to_json()
-
-
 def _lost(source: Source, sync: bool) -> list[str]:
     """Name what a file does not say."""
     if source.kind != "tf_keras" or not source.norms:
@@ -189,9 +231,3 @@ def _check(answer: Mapping[str, Any]) -> Check:
     if answer["found"] is None:
         return Check("round trip", ran=False, text=answer["why_not"])
     return Check("round trip", ran=True, text=answer["text"], details=answer["found"])
-
-
-def _as_ir(model: object) -> ir.Model:
-    if not isinstance(model, ir.Model):
-        raise TypeError("what goes in as onnx_ir comes out as onnx_ir")
-    return model

@@ -30,14 +30,17 @@ class Assembled:
     """What became of the markers.
 
     Attributes:
-        norms: Nodes of batch normalization that were written, one for each call.
-        layers: By name of the layer, how often it stands in the graph.
+        layers: By name of the layer, how often it stands in the graph: once for each call.
         unused: Calls that no output depends on; they are not in the graph.
     """
 
-    norms: int
     layers: Mapping[str, int]
     unused: tuple[str, ...]
+
+    @property
+    def norms(self) -> int:
+        """Nodes of batch normalization that were written."""
+        return sum(self.layers.values())
 
 
 def assemble(model: ir.Model, calls: Calls, *, group: str, seed: int) -> Assembled:
@@ -61,13 +64,9 @@ def assemble(model: ir.Model, calls: Calls, *, group: str, seed: int) -> Assembl
         names[path] += 1
         op = Emit(path if number == 0 else f"{path}_{number}")
         _replace(node, op, call, group, dropout_seed(seed, len(seen)))
-    norms = {path: names[path] for path in dict.fromkeys(_names(calls))}
-    unused = [r.layer_name for r in calls.records if id(r) not in seen and isinstance(r, NormCall)]
-    return Assembled(sum(norms.values()), norms, tuple(unused))
-
-
-def _names(calls: Calls) -> list[str]:
-    return [record.layer_name for record in calls.records if isinstance(record, NormCall)]
+    norms = [record for record in calls.records if isinstance(record, NormCall)]
+    unused = [record.layer_name for record in norms if id(record) not in seen]
+    return Assembled({record.layer_name: names[record.layer_name] for record in norms}, tuple(unused))
 
 
 def _call_of(node: ir.Node, calls: Calls) -> Call:

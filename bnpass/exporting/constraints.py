@@ -10,7 +10,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from bnpass.exporting.capture.calls import Calls
 from bnpass.exporting.converter import converted
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
 from bnpass.exporting.interface import Settled, settle
 from bnpass.exporting.ports import Port
 from bnpass.exporting.trace import Traced, frozen, named_variables
@@ -84,8 +84,4 @@ def _projected(one: Settled, constraint: Constraint, value: Any) -> Any:  # noqa
             result = tf.ensure_shape(tf.cast(apply(weight), value.dtype), weight.shape)
             return tf.identity(result if order is None else tf.transpose(result, order))
     except Exception as error:
-        raise ExportError(f"the constraint of '{one.state.name}' cannot be traced: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(f"the constraint of '{one.state.name}' cannot be traced: {first_line(error)}") from error

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bnpass.exporting.bfloat16 import as_it_is, widened
 from bnpass.exporting.capture.calls import Calls, NormCall
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
 from bnpass.exporting.in_order import in_order
 from bnpass.exporting.random_ops import handlers, keyless
 from bnpass.exporting.trace import Traced
@@ -94,8 +94,7 @@ def _refusals() -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:
-        line = next(iter(str(error).splitlines()), "")
-        raise ExportError(f"tf2onnx does not convert the model: {type(error).__name__}: {line}") from error
+        raise ExportError(f"tf2onnx does not convert the model: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _handler(calls: Calls) -> Any:  # noqa: ANN401

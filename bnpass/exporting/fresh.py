@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from bnpass.exporting.capture.layer import axis_of
 from bnpass.exporting.capture.state import plain
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
+from bnpass.exporting.packages import package_of
 from bnpass.exporting.signature import InputSignature, signature_of
 from bnpass.exporting.trace import Traced, named_variables
 
@@ -41,13 +42,13 @@ def reinitialized(model: Any, traced: Traced, seed: int, signature: InputSignatu
 
 def _values(model: Any, seed: int, signature: InputSignature | None) -> dict[int, NDArray[Any]]:  # noqa: ANN401
     """Return the values of a model that is built anew, by the ids of the variables of the given one."""
-    keras = _keras_of(model)
+    keras = sys.modules[str(package_of(model))]
     with _randomness_kept():
         keras.utils.set_random_seed(seed)
         try:
             twin = _twin(keras, model, signature)
         except Exception as error:
-            raise ExportError(f"'{model.name}' cannot be built anew for fresh values: {_line(error)}") from error
+            raise ExportError(f"'{model.name}' cannot be built anew for fresh values: {first_line(error)}") from error
     old, new = [plain(v) for v in model.weights], [plain(v) for v in twin.weights]
     if [(v.shape, v.dtype) for v in old] != [(v.shape, v.dtype) for v in new]:
         raise ExportError(f"'{model.name}' has other weights when it is built anew, so it cannot have fresh values")
@@ -77,14 +78,6 @@ def _copy(keras: Any, layer: Any) -> Any:  # noqa: ANN401
     return type(layer).from_config(config)
 
 
-def _keras_of(model: Any) -> Any:  # noqa: ANN401
-    """Return the package whose class a model has."""
-    import importlib
-
-    bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
-    return importlib.import_module("tf_keras" if "tf_keras" in bases else "keras")
-
-
 @contextlib.contextmanager
 def _randomness_kept() -> Iterator[None]:
     """Leave the caller's random numbers as they were."""
@@ -103,7 +96,3 @@ def _randomness_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         tf.random.set_seed(seed)
-
-
-def _line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

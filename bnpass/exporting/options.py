@@ -1,6 +1,7 @@
 """What the caller of an export can choose."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bnpass.errors import UsageError
 from bnpass.exporting.signature import InputSignature
@@ -8,6 +9,19 @@ from bnpass.ops import GROUP_NAME
 
 OPSETS = range(15, 19)
 """The bodies of our operators need 15; tf2onnx writes no newer one than 18."""
+
+Content = Literal["layers", "signatures", "graph"]
+"""What a model is made of: layers of Keras, signatures of a SavedModel without layers, or a graph alone."""
+
+_CONTENTS: dict[Content, str] = {"layers": "layers", "signatures": "signatures", "graph": "a graph"}
+_ONLY_FOR: dict[str, tuple[Content, str]] = {
+    "signature": ("layers", "signature (--input-shape) is for models of Keras that do not know their inputs"),
+    "reinitialize": ("layers", "fresh values (--reinitialize) are for models of Keras, which say how weights begin"),
+    "inputs": ("graph", "inputs (--inputs) are for graphs that do not say their own"),
+    "outputs": ("graph", "outputs (--outputs) are for graphs that do not say their own"),
+    "signature_key": ("signatures", "signature_key (--signature-key) is for SavedModels without layers"),
+}
+"""Options that mean something for one kind of model."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +59,13 @@ class ExportOptions:
             raise UsageError(f"a group name is made of 1 to 64 letters, digits, '_', '.' and '-', not '{self.group}'")
         if self.reinitialize is not None and not self.training:
             raise UsageError("fresh values are for a training export (training=True)")
+
+    def check_fits(self, content: Content) -> None:
+        """Refuse what was chosen and would mean nothing for a model.
+
+        Raises:
+            UsageError: An option is for models of another kind.
+        """
+        for option, (kind, why) in _ONLY_FOR.items():
+            if getattr(self, option) is not None and kind != content:
+                raise UsageError(f"{why}; this one is made of {_CONTENTS[content]}")

@@ -12,7 +12,7 @@ from bnpass.exporting.capture.state import plain
 from bnpass.exporting.model import Exported
 from bnpass.exporting.options import ExportOptions
 from bnpass.exporting.signature import signature_of
-from bnpass.exporting.trace import Origin, named_variables
+from bnpass.exporting.trace import Origin, named_variables, regularization_loss
 
 Array = NDArray[Any]
 
@@ -59,7 +59,7 @@ class KerasPartner:
         with self._in_two_passes():
             outputs = tf.nest.flatten(self._model(self._called.pack(tensors), training=self._training))
             if len(exported.traced.outputs) > len(outputs):
-                outputs.append(tf.add_n([tf.reduce_sum(tf.cast(part, tf.float32)) for part in self._model.losses]))
+                outputs.append(regularization_loss(self._model))
         names = [str(value.name) for value in exported.model.graph.outputs]
         results = {name: np.asarray(value) for name, value in zip(names, outputs, strict=False)}
         new = self.state()
@@ -68,7 +68,7 @@ class KerasPartner:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Give its variables back the values that they had."""
-        variables = {id(plain(v)): v for v in self._model.variables}.values()
+        variables = named_variables(self._model).values()
         before = [np.array(plain(v).numpy()) for v in variables]
         try:
             yield

@@ -75,9 +75,7 @@ def _structure(model: Any) -> Any:  # noqa: ANN401
         inputs = None
     if inputs is not None:
         return inputs
-    save_spec = (
-        getattr(model, "save_spec", lambda **_: None)(dynamic_batch=True) if hasattr(model, "save_spec") else None
-    )
+    save_spec = model.save_spec(dynamic_batch=True) if hasattr(model, "save_spec") else None
     if save_spec is not None:
         arguments, _ = save_spec
         return arguments[0]

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnpass.errors import FileAccessError, MissingDependencyError, UnsafeModelError, UsageError
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
+from bnpass.exporting.options import Content
 
 Kind = Literal["keras3", "tf_keras", "saved_model", "graph_def"]
+
+CONTENT: Mapping[Kind, Content] = {
+    "keras3": "layers",
+    "tf_keras": "layers",
+    "saved_model": "signatures",
+    "graph_def": "graph",
+}
+"""What a file of each kind holds."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
@@ -97,7 +106,7 @@ def _keras_zip(path: Path) -> tuple[str, Any]:
             metadata, config = (_member(archive, name) for name in ("metadata.json", "config.json"))
             return str(json.loads(metadata)["keras_version"]), json.loads(config)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, OSError, NotImplementedError) as error:
-        raise ExportError(f"{path}: is no complete .keras file: {_text(error)}") from error
+        raise ExportError(f"{path}: is no complete .keras file: {first_line(error)}") from error
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -118,7 +127,7 @@ def _hdf5(path: Path) -> tuple[str, Any]:
                 raise ExportError(f"{path}: holds weights without the model that they belong to")
             return str(version), json.loads(config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ExportError(f"{path}: is no complete HDF5 file of Keras: {_text(error)}") from error
+        raise ExportError(f"{path}: is no complete HDF5 file of Keras: {first_line(error)}") from error
 
 
 def _saved_model(path: Path, *, trust: bool) -> Source:
@@ -150,7 +159,3 @@ def _layers(config: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401  parsed
             stack += part.values()
         elif isinstance(part, list):
             stack += part
-
-
-def _text(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -16,7 +16,8 @@ from bnpass.exporting.capture.calls import Calls
 from bnpass.exporting.capture.initializers import initializers
 from bnpass.exporting.capture.interception import intercepted, norm_layers
 from bnpass.exporting.capture.state import StateTable, plain
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
+from bnpass.exporting.packages import package_of
 from bnpass.exporting.ports import Port, State, unique
 from bnpass.exporting.random_ops import generators, keyless
 from bnpass.exporting.signature import InputSignature, signature_of
@@ -70,8 +71,8 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
     import tensorflow as tf
 
     called = signature_of(model, signature)
-    variables = _variables(model) if training else []
-    names = unique([_variable_name(v) for v in variables])
+    named = named_variables(model) if training else {}
+    names, variables = list(named), list(named.values())
     calls, found = Calls(), _Found()
     autograph = tf.__internal__.autograph  # `if tensor:` in layers of tf_keras, which this makes graphs of
     convert, control = autograph.tf_convert, autograph.control_status_ctx
@@ -81,12 +82,13 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
         state = StateTable(variables, values) if training else None
         with intercepted(calls, state), state.in_force() if state else contextlib.nullcontext():
             outputs = convert(lambda packed: model(packed, training=training), control())(called.pack(inputs))
-            found.losses = list(model.losses) if training else []
-            loss = [tf.add_n([_number(model, part) for part in found.losses])] if found.losses else []
+            loss = regularization_loss(model) if training else None
+        found.has_loss = loss is not None
         found.names = _output_names(model, outputs)
         updates = {i: state.updated(v) for i, v in enumerate(variables)} if state else {}
         found.updated = [i for i, new in updates.items() if new is not None]
-        tensors = [*tf.nest.flatten(outputs), *loss, *(updates[i] for i in found.updated)]
+        losses = [] if loss is None else [loss]
+        tensors = [*tf.nest.flatten(outputs), *losses, *(updates[i] for i in found.updated)]
         _check_dense(tensors)
         return [tf.identity(tensor) for tensor in tensors]
 
@@ -96,7 +98,7 @@ def trace(model: Any, *, training: bool, signature: InputSignature | None = None
     _check_intercepted(model, calls)
     given, made = concrete.inputs[: len(called.specs) + len(specs)], concrete.outputs
     graph_def, kept = frozen(concrete, given, made)
-    shown = found.names + [LOSS] * bool(found.losses)
+    shown = found.names + [LOSS] * found.has_loss
     inputs = [_port(name, tensor) for name, tensor in zip(called.names, given, strict=False)]
     outputs = [_port(name, tensor) for name, tensor in zip(unique([*shown]), made, strict=False)]
     changed = dict(zip(found.updated, made[len(shown) :], strict=True))
@@ -119,21 +121,23 @@ def _one_line(model: Any, calls: Calls) -> Iterator[None]:  # noqa: ANN401
     except Exception as error:
         if calls.refusal is not None:
             raise calls.refusal from error
-        lines = [line.strip() for line in str(error).splitlines()]
-        told = [
-            line for line in lines if line and not line.startswith(("Exception encountered", "in user code", "File"))
-        ]
-        why = told[0][:300] if told else type(error).__name__
-        raise ExportError(f"'{model.name}' cannot be called as it is exported: {_COLOUR.sub('', why)}") from error
+        why = _COLOUR.sub("", first_line(error, but=("Exception encountered", "in user code", "File")))
+        raise ExportError(f"'{model.name}' cannot be called as it is exported: {why}") from error
 
 
-def _number(model: Any, loss: Any) -> Any:  # noqa: ANN401
-    """Return a part of the regularization loss as a number: Keras 3 sums up what is none."""
+def regularization_loss(model: Any) -> Any:  # noqa: ANN401
+    """Return the sum of the losses that a model has after its call, a number of float32; None if it has none.
+
+    Raises:
+        ExportError: A loss of tf_keras is no number; Keras 3 sums up such a one itself.
+    """
     import tensorflow as tf
 
-    if loss.shape.rank != 0 and not any(base.__module__.startswith("keras.src") for base in type(model).__mro__):
-        raise ExportError(f"a regularization loss of '{model.name}' is no number but has the shape {loss.shape}")
-    return tf.reduce_sum(tf.cast(loss, "float32"))
+    losses = list(model.losses)
+    for loss in losses:
+        if loss.shape.rank != 0 and package_of(model) == "tf_keras":
+            raise ExportError(f"a regularization loss of '{model.name}' is no number but has the shape {loss.shape}")
+    return tf.add_n([tf.reduce_sum(tf.cast(loss, "float32")) for loss in losses]) if losses else None
 
 
 @dataclass
@@ -141,19 +145,14 @@ class _Found:
     """What the trace itself finds out."""
 
     names: list[str] = field(default_factory=list)
-    losses: list[Any] = field(default_factory=list)
+    has_loss: bool = False
     updated: list[int] = field(default_factory=list)
 
 
 def named_variables(model: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the variables of a model, each once, by the names that an export has for them."""
-    variables = _variables(model)
+    variables = {id(plain(v)): v for v in model.variables}.values()
     return dict(zip(unique([_variable_name(v) for v in variables]), variables, strict=True))
-
-
-def _variables(model: Any) -> list[Any]:  # noqa: ANN401
-    """Return the variables of a model, each once."""
-    return list({id(plain(v)): v for v in model.variables}.values())
 
 
 def _variable_name(variable: Any) -> str:  # noqa: ANN401

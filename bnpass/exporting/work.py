@@ -1,7 +1,6 @@
 """One export of a live model from end to end: converted, compared with the framework, and told about."""
 
 import importlib.util
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from bnpass.errors import UsageError, VerificationError
 from bnpass.exporting.constraints import constraints_model
 from bnpass.exporting.model import Exported, export_model, finish
 from bnpass.exporting.options import ExportOptions
+from bnpass.exporting.packages import version_of
 from bnpass.exporting.partners import GraphPartner, KerasPartner, Partner
 from bnpass.exporting.round_trip import check_round_trip
 from bnpass.exporting.trace import Traced
@@ -65,7 +65,7 @@ def carry_out(model: Any, options: ExportOptions) -> Done:  # noqa: ANN401  a mo
     exported = export_model(model, options)
     constraints = constraints_model(model, exported.state, options.opset) if options.training else None
     partner = KerasPartner(model, exported, options)
-    return _done(exported, partner, options, framework_of(model), constraints)
+    return _done(exported, partner, options, version_of(model), constraints)
 
 
 def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
@@ -74,8 +74,6 @@ def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
 
     if traced.origin is None:
         raise TypeError("a model of Keras is exported by carry_out")
-    if options.reinitialize is not None:
-        raise UsageError("a graph without layers does not say how its weights are initialized")
     exported = finish(traced, options)
     return _done(exported, GraphPartner(traced.origin, exported), options, f"TensorFlow {tf.__version__}", None)
 
@@ -87,12 +85,6 @@ def _done(
     state = (len(exported.state), sum(one.output is not None for one in exported.state))
     norms = dict(exported.assembled.layers)
     return Done(exported.model, constraints, framework, norms, state, _notes(exported, found), found, why_not)
-
-
-def framework_of(model: Any) -> str:  # noqa: ANN401
-    """Return the framework of a live model with its version."""
-    package = "tf_keras" if any(b.__module__.startswith("tf_keras.") for b in type(model).__mro__) else "keras"
-    return f"{'tf_keras' if package == 'tf_keras' else 'Keras'} {sys.modules[package].__version__}"
 
 
 def _compared(partner: Partner, exported: Exported, options: ExportOptions) -> tuple[Verification | None, str]:

@@ -5,6 +5,7 @@ as a random walk is; four times that covers every channel. The error of a mean i
 δY = scale·δmean/√(var + epsilon). A copy with such errors shows what they are worth at every output.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ class _Site:
         op: Where the error is written.
         dtype: Of X.
         behind: Axes of X behind the channels.
-        error: Relative error of a sum, of random sign.
+        unit: Half a unit in the last place of 1 in that type, of random sign.
     """
 
     node: ir.Node
@@ -59,11 +60,12 @@ class _Site:
     op: Emit
     dtype: ir.DataType
     behind: int
-    error: ir.Value
+    unit: float
 
-    @property
-    def unit(self) -> float:
-        return _UNIT.get(self.dtype, _UNIT_FLOAT)
+    @functools.cached_property
+    def error(self) -> ir.Value:
+        """The relative error of a sum."""
+        return self.op("Mul", self.op("Sqrt", self.node.outputs[-1]), self.op.floats(_DEVIATIONS * self.unit))
 
 
 def _site(node: ir.Node, number: int, rng: np.random.Generator) -> _Site | None:
@@ -72,13 +74,13 @@ def _site(node: ir.Node, number: int, rng: np.random.Generator) -> _Site | None:
     trains = node.op_type == "SyncBatchNormalization" and mode is not None and mode.as_int() == 1
     if node.domain != DOMAIN or not (trains or node.op_type == "SyncBatchMoments"):
         return None
-    X, count = node.inputs[0], node.outputs[-1]
+    X = node.inputs[0]
     if X is None or X.dtype is None or X.shape is None or not isinstance(graph, ir.Graph):
         return None
-    op, rank = Emit(f"bnpass_rounding_{number}"), len(X.shape)
+    rank = len(X.shape)
     unit = _UNIT.get(X.dtype, _UNIT_FLOAT) * rng.choice((-1.0, 1.0))
-    error = op("Mul", op("Sqrt", count), op.floats(_DEVIATIONS * unit))
-    return _Site(node, graph, op, X.dtype, rank - 1 - node.attributes["axis"].as_int() % rank, error)
+    behind = rank - 1 - node.attributes["axis"].as_int() % rank
+    return _Site(node, graph, Emit(f"bnpass_rounding_{number}"), X.dtype, behind, unit)
 
 
 def _moments(site: _Site) -> Replaced:
@@ -99,7 +101,7 @@ def _normalization(site: _Site) -> Replaced:
     shift = op("Mul", shift, op("Cast", scale, to=int(_DOUBLE)))
     if site.behind:
         shift = op("Unsqueeze", shift, op.ints(*range(1, site.behind + 1)))
-    rounded = op("Mul", op("Cast", Y, to=int(_DOUBLE)), op.floats(1.0 + site.unit))
+    rounded = op("Mul", op("Cast", Y, to=int(_DOUBLE)), op.floats(1.0 + abs(site.unit)))
     replaced = {Y: op("Cast", op("Add", rounded, shift), to=int(site.dtype))}
     for new, old in ((running_mean, input_mean), (running_var, input_var)):
         if new.name and old is not None and old.dtype is not None:

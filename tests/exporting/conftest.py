@@ -1,5 +1,6 @@
-"""What TensorFlow gave for the cases of single layers, with the files that were exported, once for all processes."""
+"""Both packages of Keras, and what TensorFlow gave for the cases of single layers, once for all processes."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,26 @@ class Outcome:
     facts: dict[str, Any]
     arrays: Arrays
     folder: Path
+
+
+@pytest.fixture(params=["keras", "tf_keras"])
+def keras(request: pytest.FixtureRequest) -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    if request.param == "keras":
+        import keras
+    else:
+        import tf_keras as keras
+    return keras
+
+
+@pytest.fixture
+def tf_keras() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    import tf_keras
+
+    return tf_keras
 
 
 @pytest.fixture(scope="session")

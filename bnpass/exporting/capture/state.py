@@ -24,7 +24,6 @@ class StateTable:
         self._graph = None if not values else values[0].graph
         self._values = {id(plain(v)): value for v, value in zip(variables, values, strict=True)}
         self._first = dict(self._values)
-        self.read: set[int] = set()
 
     def holds(self, variable: Any) -> bool:  # noqa: ANN401
         """Whether a variable is in the table."""
@@ -32,9 +31,7 @@ class StateTable:
 
     def get(self, variable: Any) -> Any:  # noqa: ANN401
         """Return the value of a variable now."""
-        key = id(plain(variable))
-        self.read.add(key)
-        return self._values[key]
+        return self._values[id(plain(variable))]
 
     def put(self, variable: Any, value: Any) -> None:  # noqa: ANN401
         """Give a variable a new value, of its own type."""

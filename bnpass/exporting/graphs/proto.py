@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bnpass.exporting.errors import ExportError
+from bnpass.exporting.errors import ExportError, first_line
 
 
 def node_of(reference: str) -> str:
@@ -113,8 +113,7 @@ def in_one_line(what: str) -> Iterator[None]:
             raise
         raise ExportError(_printable(str(error))) from error
     except kinds as error:
-        lines = str(error).strip().splitlines()
-        raise ExportError(_printable(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
+        raise ExportError(_printable(f"{what}: {first_line(error)}")) from error
 
 
 def _printable(text: str) -> str:

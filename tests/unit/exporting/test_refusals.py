@@ -14,8 +14,9 @@ from bnpass.exporting import assemble
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.model import export_model
 from bnpass.exporting.options import ExportOptions
+from tests.unit.exporting.running import QUIET
 
-pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.keras, QUIET]
 
 
 def around(function: Any, package: Any = keras, name: str = "odd") -> Any:
