@@ -13,8 +13,8 @@ import onnx_ir as ir
 from bnpass.errors import Refusal
 from bnpass.folding.path_check import TOLERANCE
 from bnpass.folding.recognize import Site
-from bnpass.folding.rules import CARRIERS
-from bnpass.folding.rules.layout import Direction, Step
+from bnpass.folding.rules import LAYOUT
+from bnpass.folding.rules.carrier import Direction, Step
 from bnpass.graph.nodes import Scope, blocked_use, is_standard, label
 from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine
@@ -92,13 +92,13 @@ def carrier_behind(value: ir.Value) -> ir.Node | None:
     if blocked_use(value) is not None or not value.uses():
         return None
     (use,) = value.uses()
-    return use.node if use.idx == 0 and is_standard(use.node, *CARRIERS) else None
+    return use.node if use.idx == 0 and is_standard(use.node, *LAYOUT) else None
 
 
 def carry_back(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: Shapes) -> Affine | Refusal:
     """Bring an affine of the last node's output before the first; the first refusal met on the way back."""
     for node in reversed(nodes):
-        carried = CARRIERS[node.op_type](Step(node, Direction.BACKWARD, scope, shapes), affine)
+        carried = LAYOUT[node.op_type](Step(node, Direction.BACKWARD, scope, shapes), affine)
         if isinstance(carried, Refusal):
             return carried
         affine = carried
@@ -108,7 +108,7 @@ def carry_back(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: S
 def carry_on(nodes: Sequence[ir.Node], affine: Affine, scope: Scope, shapes: Shapes) -> Affine | Refusal:
     """Bring an affine of the first node's input behind the last; the first refusal met on the way."""
     for node in nodes:
-        carried = CARRIERS[node.op_type](Step(node, Direction.FORWARD, scope, shapes), affine)
+        carried = LAYOUT[node.op_type](Step(node, Direction.FORWARD, scope, shapes), affine)
         if isinstance(carried, Refusal):
             return carried
         affine = carried

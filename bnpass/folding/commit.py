@@ -11,6 +11,7 @@ from bnpass.folding.lower import cost_of, host_of, into_arithmetic, into_host
 from bnpass.folding.plan import Ledger, Plan, Target
 from bnpass.folding.recognize import Site
 from bnpass.folding.result import Folded
+from bnpass.folding.rewriting import carry_out as write_carriers
 from bnpass.folding.write import Writer, trimmed
 from bnpass.graph.nodes import Scope, bypass, label
 from bnpass.graph.shapes import Shapes
@@ -48,6 +49,7 @@ class Committer:
                 return None
             new = written
         self._exchange(plan.cell, new)
+        write_carriers(plan.edits, self.writer, self.shapes, self.scope)
         for target in plan.targets:
             self._give(target)
         into = (*(s.node for s in new), *(t.node for t in plan.targets))

@@ -128,7 +128,7 @@ def _run(
         if node in affines:
             x, reach = _run_affine(node, x, reach, scope)
         else:
-            x, reach = (_run_layout(node, y, scope, shapes) for y in (x, reach))
+            x, reach = (run_layout(node, y, scope, shapes) for y in (x, reach))
     return x, reach
 
 
@@ -138,11 +138,12 @@ def _run_without(
     """Run a way with its affines left out."""
     for node in nodes:
         if node not in affines:
-            x = _run_layout(node, x, scope, shapes)
+            x = run_layout(node, x, scope, shapes)
     return x
 
 
-def _run_layout(node: ir.Node, x: Array, scope: Scope, shapes: Shapes) -> Array:
+def run_layout(node: ir.Node, x: Array, scope: Scope, shapes: Shapes) -> Array:
+    """Run a layout op on numbers."""
     result = rearrange(node, x, scope)
     if result is not None:
         return result

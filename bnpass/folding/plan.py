@@ -1,23 +1,27 @@
 """Plan where a cell can vanish: nothing is edited here.
 
-Backward, a cell goes through layout ops into the linear op that made its value. Forward, it goes through layout ops
-into every linear op that reads its result; if padding stops the shift there, the scale goes alone and ``x + t/s``
-stays. A plan is complete, computed, judged and checked, or it is a refusal.
+Backward, a cell goes through carriers into the linear ops that make its value. Forward, it goes through carriers into
+every linear op that reads its result. Where the whole affine cannot go, its scale or its shift may go alone, and the
+other one stays. A plan is complete, computed, judged and checked, or it is a refusal.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.absorb import Absorption, Numbers, compute
-from bnpass.folding.cells import Cell, carry_back, carry_on
+from bnpass.folding.carrier_check import check_carrier
+from bnpass.folding.cells import Cell, carry_on
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.recognize import Site
-from bnpass.folding.rules import CARRIERS, LINEAR
-from bnpass.folding.rules.layout import Direction, Step
-from bnpass.graph.nodes import Scope, blocked_use, described, is_standard, label
+from bnpass.folding.region import Region, Walk
+from bnpass.folding.rewriting import Edits, edits_of
+from bnpass.folding.rules import LINEAR
+from bnpass.graph.nodes import Scope, blocked_use, described, label
 from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Affine
 
@@ -58,12 +62,16 @@ class Plan:
         cell: The cell.
         targets: The linear ops that take it in.
         side: ``output`` or ``input`` of the linear ops.
+        edits: What carriers on the way become.
+        left: Operations per element of the cell that are left: of what stays, of Adds and carriers.
         stays: The affine that takes its place; None if nothing has to.
     """
 
     cell: Cell
     targets: tuple[Target, ...]
     side: str
+    edits: Edits
+    left: float
     stays: Affine | None = None
 
 
@@ -83,114 +91,126 @@ class Ledger:
 
 
 @dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of an affine that travels, and what stays; both as affines of the cell's start."""
+
+    travels: Affine
+    stays: Affine
+
+
+@dataclass(frozen=True, eq=False)
 class Planner:
-    """Plans for the cells of one scope."""
+    """Plans for the cells of one scope.
+
+    Attributes:
+        scope: The scope.
+        shapes: What is known about shapes.
+        ledger: What was committed so far.
+        sites: The affines of the scope, kept up to date.
+        is_selected: Whether a node may be changed.
+        positions: The place of each node in graph order.
+    """
 
     scope: Scope
     shapes: Shapes
     ledger: Ledger
+    sites: Mapping[ir.Node, Site]
+    is_selected: Callable[[ir.Node], bool]
+    positions: Mapping[ir.Node, int]
 
     def backward(self, cell: Cell) -> Plan | Refusal:
-        """Plan a cell into the linear op before it."""
-        reached = self._producer(cell)
-        if isinstance(reached, Refusal):
-            return reached
-        absorption, carriers, affine = reached
-        planned = absorption.behind(affine)
-        target = planned if isinstance(planned, Refusal) else self._target(planned)
-        if isinstance(target, Refusal):
-            return target
-        if target.cost >= cell.cost:
-            return _no_gain(cell, f"it is the bias of {described(target.node)} already")
-        way = Way((*carriers, *cell.path), cell.nodes, target.node.outputs[0], affine)
-        refusal = check_way(way, self.scope, self.shapes, at_start=affine, tolerance=cell.tolerance)
-        return refusal or self._within_budget(Plan(cell, (target,), "output"))
+        """Plan a cell into the linear ops before it."""
+        return self._backward(cell, None)
 
-    def forward(self, cell: Cell, sites: dict[ir.Node, Site]) -> Plan | Refusal:
-        """Plan a cell, or at least its scale, into every linear op behind it."""
-        whole = self._readers(cell, cell.affine, None)
-        if isinstance(whole, Refusal):
-            split = self._split(cell) if whole.id is RefusalId.PADDING_BLOCKS_SHIFT else None
-            return split or whole
-        if sum(t.cost - _is_joined_later(t, sites) for t in whole.targets) >= cell.cost:
-            return _no_gain(cell, f"the {len(whole.targets)} ops behind it would each need an Add")
-        return whole
+    def forward(self, cell: Cell) -> Plan | Refusal:
+        """Plan a cell into every linear op behind it."""
+        return self._forward(cell, None)
 
-    def _split(self, cell: Cell) -> Plan | None:
-        affine = cell.affine
-        if cell.cost < 2 or not affine.has_scale or (affine.scale == 0).any():
-            return None
-        stays = Affine(np.ones_like(affine.scale), affine.shift / affine.scale)
-        found = self._readers(cell, Affine(affine.scale, np.zeros_like(affine.shift)), stays)
-        return None if isinstance(found, Refusal) else found
+    def part(self, cell: Cell) -> Plan | None:
+        """Plan the scale or the shift of a cell alone, in the direction in which the least is left; None if none is."""
+        plans = [
+            plan
+            for go, parts in ((self._forward, _parts_ahead(cell)), (self._backward, _parts_behind(cell)))
+            for part in parts
+            if isinstance(plan := go(cell, part), Plan)
+        ]
+        return min(plans, key=lambda plan: plan.left, default=None)
 
-    def _producer(self, cell: Cell) -> tuple[Absorption, tuple[ir.Node, ...], Affine] | Refusal:
-        """Walk back to a linear op: return it, the layout ops behind it in graph order, the affine at its output."""
-        value, carriers = cell.start, list[ir.Node]()
-        while True:
-            blocked = blocked_use(value)
-            if blocked is not None:
-                return blocked
-            node = value.producer()
-            if node is None:
-                return _no_neighbour(cell, f"before it stands '{value.name}', which no node of this graph makes")
-            if node.graph is not cell.graph:
-                return _crosses(node, "before")
-            if is_standard(node, *LINEAR):
-                absorption = self._absorption(node)
-                affine = carry_back(carriers[::-1], cell.affine, self.scope, self.shapes)
-                if isinstance(absorption, Refusal):
-                    return absorption
-                return affine if isinstance(affine, Refusal) else (absorption, tuple(carriers[::-1]), affine)
-            source = node.inputs[0] if node.inputs else None
-            if not is_standard(node, *CARRIERS) or value is not node.outputs[0] or source is None:
-                return Refusal(RefusalId.NONLINEAR_BETWEEN, label(node), f"{described(node)} stands before it")
-            carriers.append(node)
-            value = source
+    def _backward(self, cell: Cell, part: _Part | None) -> Plan | Refusal:
+        region = self._walk(cell).backward(cell.start, part.travels if part else cell.affine)
+        if isinstance(region, Refusal):
+            return region
+        way = Way(cell.path, cell.nodes, cell.start, cell.affine)
+        refusal = check_way(way, self.scope, self.shapes, at_start=cell.affine, tolerance=cell.tolerance)
+        return refusal or self._plan(cell, region, "output", part)
 
-    def _readers(self, cell: Cell, affine: Affine, stays: Affine | None) -> Plan | Refusal:
-        """Walk on to all linear ops behind a cell, to give them ``affine``, stated at the cell's start."""
-        targets: list[Target] = []
-        carried = carry_on([n for n in cell.path if n not in cell.nodes], affine, self.scope, self.shapes)
+    def _forward(self, cell: Cell, part: _Part | None) -> Plan | Refusal:
+        stays, travels = (part.stays, part.travels) if part else (None, cell.affine)
+        if not cell.end.uses() and not cell.end.is_graph_output():
+            told = f"nothing reads its result '{cell.end.name}'"
+            return Refusal(RefusalId.NO_LINEAR_NEIGHBOUR, label(cell.sites[0].node), told)
+        carried = carry_on([n for n in cell.path if n not in cell.nodes], travels, self.scope, self.shapes)
         if isinstance(carried, Refusal):
             return carried
-        waiting = [(cell.end, carried, cell.path)]
-        while waiting:
-            value, here, path = waiting.pop(0)
-            if value.is_graph_output():
-                told = f"its result '{value.name}' is a graph output"
-                return Refusal(RefusalId.PRODUCER_IS_GRAPH_OUTPUT, label(path[-1]), told)
-            if not value.uses():
-                return _no_neighbour(cell, f"nothing reads its result '{value.name}'")
-            for node, index in value.uses():
-                step = self._reader(cell, node, index, here)
-                if isinstance(step, Affine):
-                    waiting.append((node.outputs[0], step, (*path, node)))
-                    continue
-                if isinstance(step, Refusal):
-                    return step
-                way = Way(path, cell.nodes, cell.start, cell.affine)
-                refusal = check_way(way, self.scope, self.shapes, at_start=stays, at_end=here, tolerance=cell.tolerance)
-                if refusal is not None:
-                    return refusal
-                targets.append(step)
-        return self._within_budget(Plan(cell, tuple(targets), "input", stays))
+        region = self._walk(cell).forward(cell.end, carried)
+        if isinstance(region, Refusal):
+            return region
+        way = Way(cell.path, cell.nodes, cell.start, cell.affine)
+        refusal = check_way(way, self.scope, self.shapes, at_start=stays, at_end=carried, tolerance=cell.tolerance)
+        return refusal or self._plan(cell, region, "input", part)
 
-    def _reader(self, cell: Cell, node: ir.Node, index: int, here: Affine) -> Affine | Target | Refusal:
-        """Ask one reader: a layout op carries the affine on, a linear op takes it in."""
-        if node.graph is not cell.graph:
-            return _crosses(node, "behind")
-        if is_standard(node, *CARRIERS) and index == 0:
-            return CARRIERS[node.op_type](Step(node, Direction.FORWARD, self.scope, self.shapes), here)
-        if not is_standard(node, *LINEAR):
-            return Refusal(RefusalId.NONLINEAR_BETWEEN, label(node), f"{described(node)} stands behind it")
+    def _walk(self, cell: Cell) -> Walk:
+        graph = cell.graph
+        return Walk(graph, self.scope, self.shapes, self._position, self._data_index, self._may_change)
+
+    def _position(self, node: ir.Node) -> int:
+        return self.positions.get(node, len(self.positions))
+
+    def _may_change(self, node: ir.Node) -> bool:
+        return node not in self.sites and self.is_selected(node)
+
+    def _data_index(self, node: ir.Node) -> int | Refusal:
         absorption = self._absorption(node)
-        if isinstance(absorption, Refusal):
-            return absorption
-        if index != absorption.linear.data_index:
-            return Refusal(RefusalId.UNSUPPORTED_OP, label(node), f"{described(node)} reads it as a weight or bias")
-        planned = absorption.before(here)
-        return planned if isinstance(planned, Refusal) else self._target(planned)
+        return absorption if isinstance(absorption, Refusal) else absorption.linear.data_index
+
+    def _plan(self, cell: Cell, region: Region, side: str, part: _Part | None) -> Plan | Refusal:
+        """Compute, judge and check where a cell goes."""
+        if not region.targets and not region.operands and part is not None:
+            return _no_gain(cell, "no op would take it in")
+        targets: list[Target] = []
+        for node in region.targets:
+            target = self._target(node, region)
+            if isinstance(target, Refusal):
+                return target
+            targets.append(target)
+        stays = part.stays if part else None
+        left = self._left(cell, targets, region, stays, side)
+        if left >= cell.cost:
+            return _no_gain(cell, _costs(targets, region, side))
+        for carried in region.carriers.values():
+            constants = {index: affine for (node, index), affine in region.operands.items() if node is carried.node}
+            refusal = check_carrier(carried, self.scope, self.shapes, constants)
+            if refusal is not None:
+                return refusal
+        edits = edits_of(region, self.scope, self.shapes)
+        if isinstance(edits, Refusal):
+            return edits
+        return self._within_budget(Plan(cell, tuple(targets), side, edits, left, stays))
+
+    def _left(self, cell: Cell, targets: list[Target], region: Region, stays: Affine | None, side: str) -> float:
+        """Return what is left to compute, in operations per element of the cell."""
+        whole = self._elements(cell.start)
+        left = float(region.extra)
+        for target in targets:
+            later = _is_joined_later(target, self.sites) if side == "input" else 0
+            here = self._elements(target.node.outputs[0]) if target.cost else None
+            left += (target.cost - later) * (here / whole if here and whole else 1.0)
+        return left + (int(stays.has_scale) + int(stays.has_shift) if stays is not None else 0)
+
+    def _elements(self, value: ir.Value) -> int | None:
+        """Return how many elements a value has for each sample; None if that is not known."""
+        dims = self.shapes.near(value, self.scope)
+        return None if dims is None or None in dims[1:] else math.prod(d for d in dims[1:] if isinstance(d, int))
 
     def _absorption(self, node: ir.Node) -> Absorption | Refusal:
         """Return what a linear op has taken in so far, or why it takes nothing."""
@@ -201,8 +221,14 @@ class Planner:
         linear = LINEAR[node.op_type](node, self.scope)
         return linear if isinstance(linear, Refusal) else Absorption.of(linear)
 
-    def _target(self, absorption: Absorption) -> Target | Refusal:
+    def _target(self, node: ir.Node, region: Region) -> Target | Refusal:
         """Compute the numbers of an absorption and what it costs in copies."""
+        absorption = self._absorption(node)
+        for affine, take in ((region.into.get(node), Absorption.before), (region.out.get(node), Absorption.behind)):
+            if affine is not None and not isinstance(absorption, Refusal):
+                absorption = take(absorption, affine)
+        if isinstance(absorption, Refusal):
+            return absorption
         linear = absorption.linear
         numbers = compute(absorption, keep=linear.weight.nbytes <= self.ledger.memory)
         if isinstance(numbers, Refusal):
@@ -229,6 +255,38 @@ class Planner:
         return Refusal(RefusalId.CLONE_BUDGET, label(node), told)
 
 
+def _parts_ahead(cell: Cell) -> list[_Part]:
+    """Return how an affine parts going forward: s·(x + t/s), the scale going on; or (s·x) + t, the shift."""
+    affine = cell.affine
+    if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
+        return []
+    scale, shift = _scale(affine), _shift(affine)
+    parts = [_Part(shift, scale)]
+    if (affine.scale != 0).all():
+        parts.insert(0, _Part(scale, replace(shift, shift=affine.shift / affine.scale)))
+    return parts
+
+
+def _parts_behind(cell: Cell) -> list[_Part]:
+    """Return how an affine parts going backward: the scale first, then (s·x) + t; or the shift, then s·(x + t/s)."""
+    affine = cell.affine
+    if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
+        return []
+    scale, shift = _scale(affine), _shift(affine)
+    parts = [_Part(scale, shift)]
+    if (affine.scale != 0).all():
+        parts.append(_Part(replace(shift, shift=affine.shift / affine.scale), scale))
+    return parts
+
+
+def _scale(affine: Affine) -> Affine:
+    return Affine(affine.scale, np.zeros_like(affine.shift))
+
+
+def _shift(affine: Affine) -> Affine:
+    return Affine(np.ones_like(affine.scale), affine.shift)
+
+
 def _is_shared(value: ir.Value | None) -> bool:
     """Whether a weight, or a constant that it is rearranged from, is read by others and so stays beside its copy."""
     while value is not None:
@@ -239,7 +297,7 @@ def _is_shared(value: ir.Value | None) -> bool:
     return False
 
 
-def _is_joined_later(target: Target, sites: dict[ir.Node, Site]) -> int:
+def _is_joined_later(target: Target, sites: Mapping[ir.Node, Site]) -> int:
     """Return 1 if behind an op without a bias slot an affine waits that the next round joins with the new Add."""
     if target.numbers.shift is None:
         return 0
@@ -247,14 +305,15 @@ def _is_joined_later(target: Target, sites: dict[ir.Node, Site]) -> int:
     return int(blocked_use(output) is None and any(u.node in sites for u in output.uses()))
 
 
+def _costs(targets: list[Target], region: Region, side: str) -> str:
+    """Say what would be left in place of an affine."""
+    if region.extra:
+        clipped = next(c.node for c in region.carriers.values() if c.rewrite is not None and c.rewrite.cost)
+        return f"{described(clipped)} would need bounds for each channel, Max and Min, which cost as much"
+    if side == "output" and targets:
+        return f"it is the bias of {described(targets[0].node)} already"
+    return f"the {len(targets)} ops behind it would each need an Add"
+
+
 def _no_gain(cell: Cell, why: str) -> Refusal:
     return Refusal(RefusalId.NO_GAIN, label(cell.sites[0].node), why)
-
-
-def _no_neighbour(cell: Cell, why: str) -> Refusal:
-    return Refusal(RefusalId.NO_LINEAR_NEIGHBOUR, label(cell.sites[0].node), why)
-
-
-def _crosses(node: ir.Node, where: str) -> Refusal:
-    told = f"{described(node)} {where} it stands in another graph or body"
-    return Refusal(RefusalId.CROSSES_SCOPE, label(node), told)

@@ -27,6 +27,11 @@ from bnpass.graph.kept import Kept
 from bnpass.graph.nodes import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
 from bnpass.graph.shapes import Shapes
 
+_OF_NUMBERS = frozenset({
+    RefusalId.WOULD_OVERFLOW, RefusalId.INVALID_STATISTICS, RefusalId.DTYPE_WOULD_LOSE_PRECISION, RefusalId.CLONE_BUDGET
+})  # fmt: skip
+"""Reasons that do not go away when scale and shift part."""
+
 
 @dataclass
 class _Round:
@@ -65,10 +70,9 @@ class Solver:
         found = {n: recognize(n, scope, self._shapes) for n in nodes_of(scope) if self._is_selected(n)}
         sites = {n: s for n, s in found.items() if isinstance(s, Site)}
         refusals = {n: s for n, s in found.items() if isinstance(s, Refusal)}
-        planner = Planner(scope, self._shapes, self._ledger)
         committer = Committer(scope, self._shapes, self._ledger, self._writer, sites)
         unread, rounds = unread_initializers(scope.graph), 0
-        while (last := self._round(planner, committer)).changed:
+        while (last := self._round(committer)).changed:
             rounds += 1
             self._look_again(scope, sites, refusals)
         drop_unread(scope, unread)
@@ -83,28 +87,46 @@ class Solver:
                 del refusals[node]
                 sites[node] = found
 
-    def _round(self, planner: Planner, committer: Committer) -> _Round:
-        this, sites = _Round(), committer.sites
-        cells = build([n for n in nodes_of(planner.scope) if n in sites], sites, planner.scope, self._shapes)
-        left: list[tuple[Cell, Refusal]] = []
+    def _round(self, committer: Committer) -> _Round:
+        this, sites, scope = _Round(), committer.sites, committer.scope
+        order = nodes_of(scope)
+        positions = {node: position for position, node in enumerate(order)}
+        planner = Planner(scope, self._shapes, self._ledger, sites, self._is_selected, positions)
+        cells = build([n for n in order if n in sites], sites, scope, self._shapes)
+        left: list[tuple[Cell, Plan | Refusal]] = []
         for number, cell in enumerate(cells):
             if self._progress is not None:
                 self._progress("fold", number / len(cells))
             plan = planner.backward(cell)
-            if isinstance(plan, Refusal):
-                left.append((cell, plan))
-            else:
+            if isinstance(plan, Plan) and not plan.left and not plan.edits.chains:
                 this.changed |= self._commit(plan, committer)
-        for cell, behind in reversed(left):
-            plan = planner.forward(cell, sites)
-            folded = isinstance(plan, Plan) and self._commit(plan, committer)
-            if folded or self._join(cell, committer):
-                this.changed = True
-            elif isinstance(plan, Refusal):
-                this.refusals.update({s.node: _both(behind, plan) for s in cell.sites})
             else:
-                this.refusals.update({s.node: behind for s in cell.sites})
+                left.append((cell, plan))
+        waiting = [cell for cell, behind in reversed(left) if not self._onwards(cell, behind, planner, committer, this)]
+        if not this.changed:  # parts of affines move only when no whole one can
+            for cell in waiting:
+                this.changed |= self._part(cell, planner, committer)
         return this
+
+    def _onwards(
+        self, cell: Cell, behind: Plan | Refusal, planner: Planner, committer: Committer, this: _Round
+    ) -> bool:
+        """Let a cell go where the least is left, or join it; return whether there is nothing else to try."""
+        ahead = planner.forward(cell)
+        plans = [plan for plan in (ahead, behind) if isinstance(plan, Plan)]
+        best = min(plans, key=lambda plan: (plan.left, len(plan.edits.chains)), default=None)
+        if (best is not None and self._commit(best, committer)) or self._join(cell, committer):
+            this.changed = True
+            return True
+        refusals = [plan for plan in (behind, ahead) if isinstance(plan, Refusal)]
+        if refusals:
+            refusal = _both(*refusals) if len(refusals) > 1 else refusals[0]
+            this.refusals.update({s.node: refusal for s in cell.sites})
+        return any(refusal.id in _OF_NUMBERS for refusal in refusals)
+
+    def _part(self, cell: Cell, planner: Planner, committer: Committer) -> bool:
+        plan = planner.part(cell)
+        return plan is not None and self._commit(plan, committer)
 
     def _commit(self, plan: Plan, committer: Committer) -> bool:
         folded = committer.carry_out(plan)

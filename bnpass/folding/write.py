@@ -54,22 +54,36 @@ class Writer:
 
     def parameter(self, node: ir.Node, index: int, array: Array, name: str, scope: Scope) -> None:
         """Put a small constant into an input slot: in place if it is the node's own, else as a new one."""
+        self.tensor(node, index, ir.Tensor(array), name, scope)
+
+    def tensor(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, name: str, scope: Scope) -> None:
+        """Put a tensor of any shape into an input slot, likewise; its name is given here."""
         old = operand(node, index)
         if old is not None and is_private(old, scope):
-            old.const_value = ir.Tensor(array, name=old.name)
-            old.shape = ir.Shape(array.shape)
+            tensor.name = old.name
+            old.const_value = tensor
+            old.shape = ir.Shape(tensor.shape.numpy())
             return
-        tensor = ir.Tensor(array, name=self.unique(old.name if old is not None and old.name else name))
+        tensor.name = self.unique(old.name if old is not None and old.name else name)
         replace_input(node, index, self._constant(tensor, node, scope))
 
     def node(self, op_type: str, data: ir.Value, array: Array, before: ir.Node, name: str, scope: Scope) -> ir.Node:
         """Insert ``op_type(data, constant)`` before a node; the constant has the rank of the data or less."""
-        name = self.unique(name)
-        tensor = ir.Tensor(trimmed(array), name=self.unique(f"{name}/constant"))
-        node = ir.Node("", op_type, [data, self._constant(tensor, before, scope)], name=name)
+        node = self.elementwise(op_type, data, array, before, name, scope)
         if scope.opset < 7:
             node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
             node.attributes["axis"] = ir.AttrInt64("axis", array.ndim - trimmed(array).ndim)
+        return node
+
+    def elementwise(
+        self, op_type: str, data: ir.Value, array: Array | None, before: ir.Node, name: str, scope: Scope
+    ) -> ir.Node:
+        """Insert ``op_type(data, constant)``, or ``op_type(data)``, before a node."""
+        name, operands = self.unique(name), [data]
+        if array is not None:
+            tensor = ir.Tensor(trimmed(array), name=self.unique(f"{name}/constant"))
+            operands.append(self._constant(tensor, before, scope))
+        node = ir.Node("", op_type, operands, name=name)
         result = node.outputs[0]
         result.name = self.unique(f"{name}/output")
         result.shape, result.type = data.shape, data.type

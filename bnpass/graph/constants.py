@@ -79,6 +79,10 @@ class Constant:
         with self.reading() as numbers:
             return numbers.astype(wide(self.dtype.numpy()))
 
+    def argument(self) -> Array:
+        """Return a copy of the numbers: floats wide, integers as they are."""
+        return self.array() if self.dtype in FLOATS else np.array(self.integers(), np.int64).reshape(self.shape)
+
     def integers(self) -> tuple[int, ...]:
         """Return the numbers of a constant that holds shapes or axes."""
         with self.reading() as numbers:

@@ -8,13 +8,16 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 
 _INT, _INTS, _FLOAT = ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT
+_STRING = ir.AttributeType.STRING
 _ATTRIBUTE_TYPES = {
     **dict.fromkeys(("axis", "group", "transA", "transB", "is_test", "training_mode", "spatial"), _INT),
-    **dict.fromkeys(("broadcast", "allowzero", "value_int"), _INT),
-    **dict.fromkeys(("pads", "strides", "dilations", "perm", "axes", "shape", "output_padding", "value_ints"), _INTS),
-    **dict.fromkeys(("epsilon", "alpha", "beta", "value_float"), _FLOAT),
+    **dict.fromkeys(("broadcast", "allowzero", "value_int", "ceil_mode", "count_include_pad"), _INT),
+    **dict.fromkeys(("keepdims", "noop_with_empty_axes", "blocksize"), _INT),
+    **dict.fromkeys(("pads", "strides", "dilations", "kernel_shape", "output_padding"), _INTS),
+    **dict.fromkeys(("perm", "axes", "shape", "starts", "ends", "split", "value_ints"), _INTS),
+    **dict.fromkeys(("epsilon", "alpha", "beta", "min", "max", "value_float"), _FLOAT),
+    **dict.fromkeys(("auto_pad", "mode", "coordinate_transformation_mode"), _STRING),
     "value_floats": ir.AttributeType.FLOATS,
-    "auto_pad": ir.AttributeType.STRING,
     "value": ir.AttributeType.TENSOR,
 }
 """The attributes that folding reads, with the type that ONNX gives them."""
@@ -78,6 +81,8 @@ def is_standard(node: ir.Node, *op_types: str) -> bool:
 def malformed(node: ir.Node) -> str | None:
     """Return what keeps a node from being read: attributes of the wrong type or given by reference, no operands."""
     types = _ATTRIBUTE_TYPES if node.domain == "" else _OPERATOR_TYPES
+    if node.op_type == "Pad":
+        types = {**types, "value": _FLOAT}  # in early versions
     for attribute in node.attributes.values():
         if attribute.is_ref():
             return f"its attribute '{attribute.name}' is a reference to one of the function around it"

@@ -2,7 +2,7 @@
 
 A pair is ``### name``, a remark, the model before, a line ``=>`` and the model after, or ``unchanged``, then one line
 for every node that was kept. Both models are ONNX text without numbers: a value of the header that no node makes is a
-constant, and its numbers are drawn at random (those of ``v…``, the variances, are positive).
+constant, and its numbers are drawn at random (those of ``v…``, the variances, and of ``gamma…`` are positive).
 
     python -m tests.golden.pairs [family…]      rewrites what comes after; read the diff before you commit it
 """
@@ -81,7 +81,7 @@ def read(text: str) -> ir.Model:
 def _numbers(info: onnx.ValueInfoProto) -> NDArray[Any]:
     shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
     rng = np.random.default_rng(zlib.crc32(info.name.encode()))
-    x = 10 ** rng.uniform(-3, 2, shape) if info.name.startswith("v") else rng.standard_normal(shape)
+    x = 10 ** rng.uniform(-3, 2, shape) if info.name.startswith(("v", "gamma")) else rng.standard_normal(shape)
     return np.asarray(x).astype(ir.DataType(info.type.tensor_type.elem_type).numpy())
 
 

@@ -517,16 +517,12 @@ CASES = (
     ),
     Case(
         RefusalId.NO_GAIN,
-        "two Adds for one batch norm",
-        """g (float[2,3] x) => (float[2,4] y, float[2,4] z) {
-            [bn] t = BatchNormalization (x, s, b, m, v)
-            [m1] y = MatMul (t, W)
-            [m2] z = MatMul (t, W2)
-        }""",
-        {"W": normal(3, 4), "W2": normal(3, 4, seed=1), **batch_norm(3)},
+        "Max and Min for one batch norm",
+        CONV_BN.replace("[bn]", "[relu] u = Relu (t) [bn]").replace("Normalization (t", "Normalization (u"),
+        {**CONV, "s": F([1, -1, 1, -1])},
         at="bn",
-        says=("2 ops", "Add"),
-        instead=("MatMul (t, W2)", "Gemm (t, W2)"),
+        says=("Relu 'relu'", "Max and Min"),
+        instead_constants={"s": F([1, 2, 1, 2])},
     ),
 )
 

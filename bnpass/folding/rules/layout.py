@@ -8,39 +8,18 @@ type that holds more: folding it across into a narrower one would round what was
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import refuse
+from bnpass.folding.rules.carrier import Direction, Step, not_proved, uniform
 from bnpass.graph.constants import find, integer_argument
-from bnpass.graph.nodes import Scope, label, operand
-from bnpass.graph.shapes import Dims, Shapes
+from bnpass.graph.nodes import operand
+from bnpass.graph.shapes import Dims
 from bnpass.semantics.affine import Affine, Array
 from bnpass.semantics.regroup import regroup
-
-
-class Direction(Enum):
-    """The direction in which an affine travels through a carrier."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One passage through a carrier."""
-
-    node: ir.Node
-    direction: Direction
-    scope: Scope
-    shapes: Shapes
-
-
-Carry = Callable[[Step, Affine], Affine | Refusal]
 
 _WIDER = {
     ir.DataType.FLOAT16: {ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE},
@@ -94,7 +73,7 @@ def transpose(step: Step, affine: Affine) -> Affine | Refusal:
     rank = max(affine.scale.ndim, affine.shift.ndim)
     perm = step.node.attributes.get_ints("perm", tuple(reversed(range(rank))))
     if rank and sorted(perm) != list(range(rank)):
-        return _not_proved(step, f"permutes {list(perm)}, which does not fit rank {rank}")
+        return not_proved(step, f"permutes {list(perm)}, which does not fit rank {rank}")
     order = perm if step.direction is Direction.FORWARD else np.argsort(perm)
     return _each(affine, lambda a: np.transpose(a, order), step)
 
@@ -112,7 +91,7 @@ def squeeze(step: Step, affine: Affine) -> Affine | Refusal:
 def _axes_of_one(step: Step, affine: Affine, *, adds: bool) -> Affine | Refusal:
     axes = integer_argument(step.node, "axes", step.scope)
     if axes is None:
-        return _not_proved(step, "does not say its axes by a constant")
+        return not_proved(step, "does not say its axes by a constant")
     return _each(affine, lambda a: np.expand_dims(a, axes) if adds else np.squeeze(a, axes), step)
 
 
@@ -128,17 +107,17 @@ def flatten(step: Step, affine: Affine) -> Affine | Refusal:
 
 def _regrouped(step: Step, affine: Affine, target: Callable[[Step, Dims], Dims | None]) -> Affine | Refusal:
     if affine.is_uniform:
-        return Affine(affine.scale.reshape(()), affine.shift.reshape(()))
+        return uniform(affine)
     source = step.node.inputs[0]
     old = step.shapes.dims(source, step.scope) if source is not None else None
     new = target(step, old) if old is not None else None
     if old is None or new is None:
-        return _not_proved(step, "has an input or output shape that is not known")
+        return not_proved(step, "has an input or output shape that is not known")
     here, there = (old, new) if step.direction is Direction.FORWARD else (new, old)
     scale, shift = regroup(affine.scale, here, there), regroup(affine.shift, here, there)
     if scale is None or shift is None:
         told = f"{_told(old)} to {_told(new)}"
-        return _not_proved(step, f"goes from {told}: the channel axis is not proved to stay one")
+        return not_proved(step, f"goes from {told}: the channel axis is not proved to stay one")
     return Affine(scale, shift)
 
 
@@ -175,16 +154,12 @@ def _product(dims: Dims) -> int | str | None:
 
 def _each(affine: Affine, move: Callable[[Array], Array], step: Step) -> Affine | Refusal:
     if affine.is_uniform:
-        return Affine(affine.scale.reshape(()), affine.shift.reshape(()))
+        return uniform(affine)
     try:
         scale, shift = (a if a.ndim == 0 else move(a) for a in (affine.scale, affine.shift))
     except ValueError as error:
-        return _not_proved(step, f"does not fit the shape of the affine ({error})")
+        return not_proved(step, f"does not fit the shape of the affine ({error})")
     return Affine(scale, shift)
-
-
-def _not_proved(step: Step, why: str) -> Refusal:
-    return Refusal(RefusalId.AXIS_NOT_PROVABLE, label(step.node), f"{step.node.op_type} '{label(step.node)}' {why}")
 
 
 def _told(dims: Dims) -> str:
