@@ -58,6 +58,8 @@ def resolved(layer: Any, shape: tuple[int | None, ...], dtype: str, *, training:
         found = _spec(layer).resolve(shape, dtype, training=training)
     except SpecError as error:
         raise ExportError(f"layer '{layer.name}': {error}") from error
+    if found.fused and not getattr(layer, "_bessels_correction_test_only", True):
+        raise ExportError(f"layer '{layer.name}' has a switch of tf_keras's own tests off, and keeps another variance")
     if found.fused != bool(getattr(layer, "fused", False)):
         raise ExportError(f"layer '{layer.name}': fused is {layer.fused}, and its class would say {found.fused}")
     return found

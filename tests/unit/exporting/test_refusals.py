@@ -38,6 +38,13 @@ def refused(model: Any, **options: Any) -> str:
     return text
 
 
+def test_a_variance_that_only_tests_of_tf_keras_keep_is_refused() -> None:
+    layer = tf_keras.layers.BatchNormalization(name="odd", fused=True)
+    layer._bessels_correction_test_only = False
+    model = tf_keras.Sequential([tf_keras.layers.Input((4, 4, 3)), layer])
+    assert "layer 'odd'" in refused(model, training=True)
+
+
 @pytest.mark.parametrize("package", [keras, tf_keras])
 @pytest.mark.parametrize("training", [False, True])
 def test_an_op_without_a_counterpart_is_named_with_its_layer(package: Any, training: bool) -> None:
