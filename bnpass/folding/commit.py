@@ -90,6 +90,10 @@ class Committer:
         self.writer.weight(target.absorption, target.numbers.weight, self.scope)
         self.writer.bias(target.absorption, target.numbers, self.scope)
         self._add_behind(target)
+        if target.map is not None:
+            node, dtype = target.node, target.absorption.linear.weight.dtype
+            add = self.writer.node_behind("Add", node.outputs[0], target.map, dtype, f"{label(node)}/Add", self.scope)
+            self.shapes.note_alike(add.outputs[0], node.outputs[0])
 
     def _add_behind(self, target: Target) -> None:
         """Put the shift of an op without a bias slot into one Add right behind it."""

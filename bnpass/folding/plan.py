@@ -9,21 +9,24 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.absorb import Absorption, Numbers, compute
 from bnpass.folding.carrier_check import check_carrier
 from bnpass.folding.cells import Cell, carry_on
+from bnpass.folding.linear import Linear
 from bnpass.folding.path_check import Way, check_way
+from bnpass.folding.quantized import numbers as quantized
+from bnpass.folding.quantized.stored import Dequantized
 from bnpass.folding.recognize import Site
 from bnpass.folding.region import Region, Walk
 from bnpass.folding.rewriting import Edits, edits_of
 from bnpass.folding.rules import LINEAR
+from bnpass.folding.spatial import spatial_bias
 from bnpass.graph.nodes import Scope, blocked_use, described, label
 from bnpass.graph.shapes import Shapes
-from bnpass.semantics.affine import Affine
+from bnpass.semantics.affine import Affine, Array
 
 HELD_BYTES = 128 << 20
 """New weights up to this size in all are held; beyond it time is paid for memory."""
@@ -37,11 +40,13 @@ class Target:
         absorption: The op and all it has taken in then.
         numbers: Its bias, and what has to be added behind an op without a bias slot.
         copies: Bytes of a shared weight that has to be cloned.
+        map: What has to be added behind it, for each position: a shift before a padded Conv.
     """
 
     absorption: Absorption
     numbers: Numbers
     copies: int
+    map: Array | None = None
 
     @property
     def node(self) -> ir.Node:
@@ -50,8 +55,8 @@ class Target:
 
     @property
     def cost(self) -> int:
-        """Operations per element that it leaves behind: an Add, where there is no bias slot."""
-        return int(self.numbers.shift is not None)
+        """Operations per element that it leaves behind: an Add, where there is no bias slot or a map."""
+        return int(self.numbers.shift is not None or self.map is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +132,10 @@ class Planner:
         return self._forward(cell, None)
 
     def part(self, cell: Cell) -> Plan | None:
-        """Plan the scale or the shift of a cell alone, in the direction in which the least is left; None if none is."""
-        plans = [
-            plan
-            for go, parts in ((self._forward, _parts_ahead(cell)), (self._backward, _parts_behind(cell)))
-            for part in parts
-            if isinstance(plan := go(cell, part), Plan)
-        ]
+        """Plan what leaves the least of a cell that cannot go whole: scale or shift alone, or maps."""
+        ahead = [self._forward(cell, part) for part in _parts_ahead(cell)]
+        behind = [self._backward(cell, part) for part in _parts_behind(cell)]
+        plans = [plan for plan in (*ahead, *behind, self._mapped(cell)) if isinstance(plan, Plan)]
         return min(plans, key=lambda plan: plan.left, default=None)
 
     def _backward(self, cell: Cell, part: _Part | None) -> Plan | Refusal:
@@ -144,7 +146,16 @@ class Planner:
         refusal = check_way(way, self.scope, self.shapes, at_start=cell.affine, tolerance=cell.tolerance)
         return refusal or self._plan(cell, region, "output", part)
 
-    def _forward(self, cell: Cell, part: _Part | None) -> Plan | Refusal:
+    def _mapped(self, cell: Cell) -> Plan | Refusal:
+        """Plan a cell forward, with a constant map behind each padded Conv that would need one.
+
+        A map is read and kept: it has to halve the work at least.
+        """
+        plan = self._forward(cell, None, maps=True)
+        worth = isinstance(plan, Refusal) or 2 * plan.left <= cell.cost
+        return plan if worth else _no_gain(cell, "the maps of the padded ops behind it would cost nearly as much")
+
+    def _forward(self, cell: Cell, part: _Part | None, *, maps: bool = False) -> Plan | Refusal:
         stays, travels = (part.stays, part.travels) if part else (None, cell.affine)
         if not cell.end.uses() and not cell.end.is_graph_output():
             told = f"nothing reads its result '{cell.end.name}'"
@@ -152,16 +163,16 @@ class Planner:
         carried = carry_on([n for n in cell.path if n not in cell.nodes], travels, self.scope, self.shapes)
         if isinstance(carried, Refusal):
             return carried
-        region = self._walk(cell).forward(cell.end, carried)
+        region = self._walk(cell, maps=maps).forward(cell.end, carried)
         if isinstance(region, Refusal):
             return region
         way = Way(cell.path, cell.nodes, cell.start, cell.affine)
         refusal = check_way(way, self.scope, self.shapes, at_start=stays, at_end=carried, tolerance=cell.tolerance)
         return refusal or self._plan(cell, region, "input", part)
 
-    def _walk(self, cell: Cell) -> Walk:
-        graph = cell.graph
-        return Walk(graph, self.scope, self.shapes, self._position, self._data_index, self._may_change)
+    def _walk(self, cell: Cell, *, maps: bool = False) -> Walk:
+        ways = (self._position, self._linear, self._may_change)
+        return Walk(cell.graph, self.scope, self.shapes, *ways, maps=maps)
 
     def _position(self, node: ir.Node) -> int:
         return self.positions.get(node, len(self.positions))
@@ -169,9 +180,9 @@ class Planner:
     def _may_change(self, node: ir.Node) -> bool:
         return node not in self.sites and self.is_selected(node)
 
-    def _data_index(self, node: ir.Node) -> int | Refusal:
+    def _linear(self, node: ir.Node) -> Linear | Refusal:
         absorption = self._absorption(node)
-        return absorption if isinstance(absorption, Refusal) else absorption.linear.data_index
+        return absorption if isinstance(absorption, Refusal) else absorption.linear
 
     def _plan(self, cell: Cell, region: Region, side: str, part: _Part | None) -> Plan | Refusal:
         """Compute, judge and check where a cell goes."""
@@ -209,8 +220,9 @@ class Planner:
 
     def _elements(self, value: ir.Value) -> int | None:
         """Return how many elements a value has for each sample; None if that is not known."""
-        dims = self.shapes.near(value, self.scope)
-        return None if dims is None or None in dims[1:] else math.prod(d for d in dims[1:] if isinstance(d, int))
+        dims = self.shapes.near(value, self.scope) or (None, None)
+        known = [d for d in dims[1:] if isinstance(d, int)]
+        return math.prod(known) if len(known) == len(dims) - 1 else None
 
     def _absorption(self, node: ir.Node) -> Absorption | Refusal:
         """Return what a linear op has taken in so far, or why it takes nothing."""
@@ -230,7 +242,13 @@ class Planner:
         if isinstance(absorption, Refusal):
             return absorption
         linear = absorption.linear
-        numbers = compute(absorption, keep=linear.weight.nbytes <= self.ledger.memory)
+        found = self._map(node, region)
+        if isinstance(found, Refusal):
+            return found
+        if isinstance(linear.weight, Dequantized):
+            numbers = quantized.compute(absorption, linear.weight, self.scope.opset)
+        else:
+            numbers = compute(absorption, keep=linear.weight.nbytes <= self.ledger.memory)
         if isinstance(numbers, Refusal):
             return numbers
         if numbers.shift is not None and (linear.out_axis != -1 or numbers.shift.ndim > 1):
@@ -240,7 +258,19 @@ class Planner:
                 told = f"{described(linear.node)} would need an Add behind it, but its data is not known to be a matrix"
                 return Refusal(RefusalId.AXIS_NOT_PROVABLE, label(linear.node), told)
         shared = _is_shared(linear.node.inputs[linear.weight_index])
-        return Target(absorption, numbers, linear.weight.nbytes if shared else 0)
+        return Target(absorption, numbers, linear.weight.nbytes if shared else 0, found)
+
+    def _map(self, node: ir.Node, region: Region) -> Array | Refusal | None:
+        """Return what a padded Conv needs behind it, if it has to take a shift."""
+        shift, absorption = region.maps.get(node), self._absorption(node)
+        if shift is None or isinstance(absorption, Refusal):
+            return None
+        linear = absorption.linear
+        vector = shift.vector(linear.data_axis, linear.layout.in_channels)
+        if vector is None:
+            told = f"{described(node)} is owed an affine that does not vary over its channels"
+            return Refusal(RefusalId.AXIS_NOT_PROVABLE, label(node), told)
+        return spatial_bias(absorption, vector.shift, self.scope, self.shapes)
 
     def _within_budget(self, plan: Plan) -> Plan | Refusal:
         """Refuse a plan whose copies of shared weights cost more than is left of the budget."""
@@ -260,7 +290,7 @@ def _parts_ahead(cell: Cell) -> list[_Part]:
     affine = cell.affine
     if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
         return []
-    scale, shift = _scale(affine), _shift(affine)
+    scale, shift = affine.only_scale, affine.only_shift
     parts = [_Part(shift, scale)]
     if (affine.scale != 0).all():
         parts.insert(0, _Part(scale, replace(shift, shift=affine.shift / affine.scale)))
@@ -272,19 +302,11 @@ def _parts_behind(cell: Cell) -> list[_Part]:
     affine = cell.affine
     if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
         return []
-    scale, shift = _scale(affine), _shift(affine)
+    scale, shift = affine.only_scale, affine.only_shift
     parts = [_Part(scale, shift)]
     if (affine.scale != 0).all():
         parts.append(_Part(replace(shift, shift=affine.shift / affine.scale), scale))
     return parts
-
-
-def _scale(affine: Affine) -> Affine:
-    return Affine(affine.scale, np.zeros_like(affine.shift))
-
-
-def _shift(affine: Affine) -> Affine:
-    return Affine(np.ones_like(affine.scale), affine.shift)
 
 
 def _is_shared(value: ir.Value | None) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.linear import Linear
 from bnpass.folding.rules import CARRIERS, LINEAR
 from bnpass.folding.rules.carrier import Direction, Passage, Rewrite, Step
 from bnpass.graph.constants import Constant, find_float
@@ -53,12 +54,14 @@ class Region:
         out: Linear ops, with what their result has to become.
         carriers: What lies between.
         operands: Constants that change, by the node that reads them and its slot.
+        maps: Padded Convs that take a shift as a constant map behind them, with that shift.
     """
 
     into: dict[ir.Node, Affine] = field(default_factory=dict)
     out: dict[ir.Node, Affine] = field(default_factory=dict)
     carriers: dict[ir.Node, Carried] = field(default_factory=dict)
     operands: dict[tuple[ir.Node, int], Affine] = field(default_factory=dict)
+    maps: dict[ir.Node, Affine] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[ir.Node]:
@@ -79,8 +82,9 @@ class Walk:
         scope: The scope of that graph.
         shapes: What is known about shapes.
         position: The place of a node in graph order.
-        data_index: The input slot of a linear op's activation, or why it takes nothing in.
+        linear: A linear op, or why it takes nothing in.
         may_change: Whether a carrier may be passed: affines wait for their own turn, and some nodes are left alone.
+        maps: Whether a padded Conv may take a shift as a map.
     """
 
     def __init__(
@@ -89,11 +93,13 @@ class Walk:
         scope: Scope,
         shapes: Shapes,
         position: Callable[[ir.Node], int],
-        data_index: Callable[[ir.Node], int | Refusal],
+        linear: Callable[[ir.Node], Linear | Refusal],
         may_change: Callable[[ir.Node], bool],
+        *,
+        maps: bool = False,
     ) -> None:
         self._graph, self._scope, self._shapes = graph, scope, shapes
-        self._position, self._data_index, self._may_change = position, data_index, may_change
+        self._position, self._linear, self._may_change, self._maps = position, linear, may_change, maps
         self._owed: dict[ir.Value, Affine] = {}
         self._wanted: dict[ir.Value, Affine] = {}
         self._ahead: list[tuple[int, int, ir.Node]] = []
@@ -157,7 +163,7 @@ class Walk:
         owed = {i: self._owed[v] for i, v in enumerate(node.inputs) if v is not None and v in self._owed}
         becomes = {i: self._wanted[v] for i, v in enumerate(node.outputs) if v in self._wanted}
         if is_standard(node, *LINEAR):
-            return self._linear(node, owed, becomes)
+            return self._taken(node, owed, becomes)
         known = self.region.carriers.get(node)
         if known is not None:
             same = set(known.owed) == set(owed) and set(known.becomes) == set(becomes)
@@ -179,13 +185,17 @@ class Walk:
         self.region.carriers[node] = Carried(node, owed, passage.inputs, passage.outputs, becomes, rewrite)
         return self._onwards(node, passage)
 
-    def _linear(self, node: ir.Node, owed: Mapping[int, Affine], becomes: Mapping[int, Affine]) -> Refusal | None:
-        index = self._data_index(node)
-        if isinstance(index, Refusal):
-            return index
+    def _taken(self, node: ir.Node, owed: Mapping[int, Affine], becomes: Mapping[int, Affine]) -> Refusal | None:
+        linear = self._linear(node)
+        if isinstance(linear, Refusal):
+            return linear
+        index = linear.data_index
         if set(owed) - {index}:
             return Refusal(RefusalId.UNSUPPORTED_OP, label(node), f"{described(node)} reads it as a weight or bias")
-        if owed:
+        if owed and self._maps and owed[index].has_shift and linear.shift_at_input and node.op_type == "Conv":
+            self.region.maps[node] = owed[index]
+            self.region.into[node] = owed[index].only_scale
+        elif owed:
             self.region.into[node] = owed[index]
         if becomes:
             self.region.out[node] = becomes[0]

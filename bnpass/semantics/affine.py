@@ -105,6 +105,16 @@ class Affine:
         return tuple(i for i, length in enumerate(shape) if length != 1)
 
     @property
+    def only_scale(self) -> "Affine":
+        """The same without its shift."""
+        return Affine(self.scale, np.zeros_like(self.shift))
+
+    @property
+    def only_shift(self) -> "Affine":
+        """The same without its scale."""
+        return Affine(np.ones_like(self.scale), self.shift)
+
+    @property
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
@@ -230,6 +240,25 @@ class WeightFold:
                 if self.out.has_scale:
                     exact *= cut(s_out, block)
             yield block, piece, round_once(exact, self.dtype)
+
+    def rows(self, weight: Array, rows: slice) -> Array:
+        """Return W' of some output channels, wide and not rounded yet.
+
+        Args:
+            weight: W as ``[output channels, inputs of a group, taps…]``; the view is ``[groups, outputs of a group,
+                inputs of a group, taps]``.
+            rows: The output channels.
+        """
+        groups, per_out, per_in, _ = self.layout.view
+        exact = weight[rows].astype(wide(self.dtype))
+        ones = (1,) * (weight.ndim - 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.into.has_scale:
+                s_in = np.broadcast_to(self.into.scale, groups * per_in).reshape(groups, per_in)
+                exact *= s_in[np.arange(groups * per_out)[rows] // per_out].reshape(-1, per_in, *ones)
+            if self.out.has_scale:
+                exact *= np.broadcast_to(self.out.scale, groups * per_out)[rows].reshape(-1, 1, *ones)
+        return exact
 
     def weight(self, weight: Array) -> Array:
         """Return all of W', in the stored shape."""

@@ -1,0 +1,139 @@
+"""The shift before a padded Conv, as a constant map behind it.
+
+    W*(s·x + t) + b  =  (W·s)*x + b + W*t          t fills the image, and zeros stand around it
+
+W*t differs between positions only where taps read padding. With V[o, k] = Σ_c W[o, c, k]·t[c], the sum over the taps k
+that read data is an outer product of 0/1 masks, one for each axis, so the map costs no convolution.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnpass.errors import Refusal, RefusalId, VerificationError
+from bnpass.folding.absorb import Absorption
+from bnpass.folding.linear import refuse
+from bnpass.graph.nodes import Scope, described, operand
+from bnpass.graph.shapes import Shapes
+from bnpass.semantics.affine import Array, wide
+
+MAP_BYTES = 1 << 20
+"""Largest map: it is read with every inference, and kept in the file."""
+
+_TOLERANCE = 2.0**-40
+_CHECKED = 4
+"""Output channels of the local check."""
+
+
+def spatial_bias(absorption: Absorption, shift: Array, scope: Scope, shapes: Shapes) -> Array | Refusal:
+    """Return what a shift of a Conv's activation adds to its result.
+
+    Args:
+        absorption: The Conv and what it has taken in so far.
+        shift: One number, or one for each input channel.
+        scope: Where it stands.
+        shapes: What is known about shapes.
+
+    Returns:
+        The map, wide: ``[output channels, …]``; or a Refusal, if lengths are not known or it would be too large.
+
+    Raises:
+        VerificationError: ONNX's reference implementation finds another map, which is a bug in bnpass.
+    """
+    node, linear = absorption.linear.node, absorption.linear
+    image = _image(node, scope, shapes)
+    if image is None:
+        return refuse(node, "pads with zeros, and the size of its image is not known", RefusalId.PADDING_BLOCKS_SHIFT)
+    axes = _axes(node, linear.weight.shape[2:], image)
+    size = linear.layout.out_channels * math.prod(axis.positions for axis in axes)
+    if size * linear.weight.dtype.numpy().itemsize > MAP_BYTES:
+        return refuse(node, f"pads with zeros, and a map of {size} numbers is too large",
+                      RefusalId.PADDING_BLOCKS_SHIFT)  # fmt: skip
+    with linear.weight.reading() as stored:
+        weight = stored.astype(wide(stored.dtype))
+    before = shift * absorption.into.scale  # what W itself sees of it
+    groups, per_out, per_in, _ = linear.layout.view
+    t = np.broadcast_to(before, groups * per_in).reshape(groups, 1, per_in, 1)
+    taps = (weight.reshape(linear.layout.view) * t).sum(axis=2).reshape(groups * per_out, *weight.shape[2:])
+    found = taps
+    for axis in axes:  # the axis of taps that comes first becomes the last one of positions
+        found = np.tensordot(found, axis.mask, axes=([1], [1]))
+    _check(node, weight, before, found, image)
+    return np.asarray(found * absorption.out.scale.reshape(-1, *(1,) * len(axes)))
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of an image under a Conv.
+
+    Attributes:
+        positions: Length of the result.
+        mask: Which taps read data at each position: [positions, taps].
+    """
+
+    positions: int
+    mask: Array
+
+
+def _image(node: ir.Node, scope: Scope, shapes: Shapes) -> list[int] | None:
+    """Return the lengths of the image; None if they are not known."""
+    data = operand(node, 0)
+    dims = shapes.dims(data, scope) if data is not None else None
+    known = [d for d in (dims or ())[2:] if isinstance(d, int)]
+    return known if dims is not None and len(known) == len(dims) - 2 and known else None
+
+
+def _axes(node: ir.Node, kernel: Sequence[int], image: Sequence[int]) -> list[_Axis]:
+    rank, ints = len(kernel), node.attributes.get_ints
+    strides, dilations = (ints(name, (1,) * rank) for name in ("strides", "dilations"))
+    auto_pad, pads = node.attributes.get_string("auto_pad", "NOTSET"), ints("pads", (0,) * 2 * rank)
+    found = []
+    for axis, (taps, length, stride, dilation) in enumerate(zip(kernel, image, strides, dilations, strict=True)):
+        span = (taps - 1) * dilation + 1
+        positions = math.ceil(length / stride)
+        total = max(0, (positions - 1) * stride + span - length)
+        begin = (total + (auto_pad == "SAME_LOWER")) // 2
+        if auto_pad in ("NOTSET", "VALID"):
+            begin, end = (pads[axis], pads[axis + rank]) if auto_pad == "NOTSET" else (0, 0)
+            positions = (length + begin + end - span) // stride + 1
+        place = np.arange(positions)[:, None] * stride - begin + np.arange(taps) * dilation
+        found.append(_Axis(positions, ((place >= 0) & (place < length)).astype(np.float64)))
+    return found
+
+
+def _check(node: ir.Node, weight: Array, shift: Array, found: Array, image: Sequence[int]) -> None:
+    """Let ONNX's reference implementation convolve an image of the shift, for a few output channels."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator  # most models need no map, and importing it takes a while
+
+    group = node.attributes.get_int("group", 1)
+    per_out = weight.shape[0] // group
+    rows = np.unique(np.linspace(0, weight.shape[0] - 1, _CHECKED).astype(int))
+    proto = ir.serde.serialize_node(node)
+    del proto.input[:], proto.output[:]
+    proto.input.extend(["x", "w"])
+    proto.output.append("y")
+    kept = [a for a in proto.attribute if a.name != "group"]
+    del proto.attribute[:]
+    proto.attribute.extend(kept)
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [proto], "map", [info(name, onnx.TensorProto.DOUBLE, None) for name in ("x", "w")],
+        [info("y", onnx.TensorProto.DOUBLE, None)],
+    )  # fmt: skip
+    run = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)])).run
+    t = np.broadcast_to(shift, group * weight.shape[1]).astype(np.float64)
+    for row in rows:
+        start = row // per_out * weight.shape[1]
+        channels = t[start : start + weight.shape[1]].reshape(1, -1, *(1,) * len(image))
+        x = np.ascontiguousarray(np.broadcast_to(channels, (1, weight.shape[1], *image)))
+        wanted = np.asarray(run(None, {"x": x, "w": weight[row : row + 1].astype(np.float64)})[0])
+        reach = float(np.abs(weight[row]).sum() * np.abs(t).max(initial=0))
+        if wanted.shape[2:] != found.shape[1:] or not (np.abs(wanted[0, 0] - found[row]) <= _TOLERANCE * reach).all():
+            raise VerificationError(
+                f"local check failed at {described(node)}: the map of its padding is another; nothing was written, "
+                "please report this"
+            )
