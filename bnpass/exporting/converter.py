@@ -1,7 +1,6 @@
 """tf2onnx converts everything but the markers, which pass through it as nodes of a domain of their own."""
 
 import contextlib
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from bnpass.exporting.bfloat16 import as_it_is, widened
 from bnpass.exporting.capture.calls import Calls, NormCall
 from bnpass.exporting.errors import ExportError, first_line
 from bnpass.exporting.in_order import in_order
+from bnpass.exporting.optimizing import optimized
 from bnpass.exporting.random_ops import handlers, keyless
 from bnpass.exporting.trace import Traced
 
@@ -66,7 +66,7 @@ def converted(traced: Traced, opset: int, seed: int = 0) -> ir.Model:
                 output_names=outputs,
             )
         _widen_scalars(found)
-        model: ir.Model = ir.from_proto(_without_idle_transposes(found).make_model("model"))
+        model: ir.Model = ir.from_proto(optimized(found).make_model("model"))
     _check_converted(model, opset)
     for value in model.graph.inputs:
         _lift_transposes(value)
@@ -182,33 +182,6 @@ def _widen_scalars(graph: Any) -> None:  # noqa: ANN401
     for node in graph.get_nodes():
         for inner in (node.get_body_graphs() or {}).values():
             _widen_scalars(inner)
-
-
-def _without_idle_transposes(graph: Any) -> Any:  # noqa: ANN401
-    """Run tf2onnx's optimizers until no Transpose is left that moves nothing: one run skips some of them."""
-    found, before = _optimized(graph), -1
-    while (left := sum(map(_moves_nothing, found.get_nodes()))) and left != before:
-        found, before = _optimized(found), left
-    return found
-
-
-def _moves_nothing(node: Any) -> bool:  # noqa: ANN401
-    """Whether a node is a Transpose that leaves all axes but those of length 1 in their order."""
-    perm = node.get_attr_value("perm") if node.type == "Transpose" else None
-    shape = node.graph.get_shape(node.input[0]) if perm else None
-    moved = [axis for axis in perm if shape[axis] != 1] if perm and shape else None
-    return moved is not None and moved == sorted(moved)
-
-
-def _optimized(graph: Any) -> Any:  # noqa: ANN401
-    """Run tf2onnx's optimizers: all together, or, if one of them fails, each with a copy to go back to."""
-    from tf2onnx import optimizer
-
-    spare = copy.deepcopy(graph)
-    try:
-        return optimizer.optimize_graph(graph, catch_errors=False)
-    except Exception:  # noqa: BLE001  of whatever kind: that optimizer is left out
-        return optimizer.optimize_graph(spare, catch_errors=True)
 
 
 def _lift_transposes(value: ir.Value) -> None:
