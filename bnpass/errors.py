@@ -88,6 +88,8 @@ class RefusalId(Enum):
     QUANTIZED_WEIGHT = ("BN116", "quantized-weight")
     NOT_SELECTED = ("BN117", "not-selected")
     NO_GAIN = ("BN118", "no-gain")
+    BRANCHES_DO_NOT_FIT = ("BN119", "branches-do-not-fit")
+    WORK_WOULD_GROW = ("BN120", "multiply-adds-would-grow")
     INFERENCE_MODE = ("BN201", "inference-mode")
     UNKNOWN_SHAPE = ("BN202", "unknown-shape")
     SAVED_STATISTICS = ("BN203", "saved-statistics")

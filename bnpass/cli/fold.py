@@ -46,6 +46,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--exclude", metavar="PATTERN", action="append", default=[], help="leave matching nodes alone; likewise"
     )
     parser.add_argument(
+        "--target", choices=("onnxruntime-cpu", "onnxruntime-cuda", "portable"), default="onnxruntime-cpu",
+        help="what will run the model: affines that stay are written in its cheapest form (default onnxruntime-cpu)",
+    )  # fmt: skip
+    parser.add_argument(
         "--clone-budget", metavar="BYTES", type=bytecount, default=64 << 20,
         help="bytes that copies of shared weights may add, with K, M or G (default 64M)",
     )  # fmt: skip
@@ -59,6 +63,7 @@ def options_of(arguments: argparse.Namespace) -> "FoldOptions":
         inference=arguments.inference,
         only=tuple(arguments.only),
         exclude=tuple(arguments.exclude),
+        target=arguments.target,
         clone_budget=arguments.clone_budget,
         check=getattr(arguments, "check", 0),
         seed=getattr(arguments, "seed", 0),

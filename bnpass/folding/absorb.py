@@ -12,6 +12,7 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import Linear, refuse
 from bnpass.folding.linear_check import LinearCheck
+from bnpass.folding.quantized.result import NewBias, NewWeight
 from bnpass.graph.nodes import label
 from bnpass.semantics.affine import Affine, Array, WeightFold, identity, limits_of, round_once, wide
 
@@ -24,11 +25,13 @@ class Absorption:
         linear: The op as it was before the first of them.
         into: What is applied to the activation first, as vectors over input channels.
         out: What is applied to the result last, as vectors over output channels.
+        is_written: Whether the model has other numbers than ``linear`` by now.
     """
 
     linear: Linear
     into: Affine
     out: Affine
+    is_written: bool = False
 
     @classmethod
     def of(cls, linear: Linear) -> "Absorption":
@@ -83,12 +86,16 @@ class Numbers:
         shift: For an op without a bias slot: what has to be added behind it, wide, channels last; None if nothing.
         error: Largest deviation of the local check, relative to what rounding permits; at most 1.
         weight: The new weight, if it was to be kept.
+        integers: The new weight, if it is quantized.
+        units: The new bias, if it is quantized.
     """
 
     bias: Array | None
     shift: Array | None
     error: float
     weight: Array | None = None
+    integers: NewWeight | None = None
+    units: NewBias | None = None
 
 
 def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
@@ -106,7 +113,7 @@ def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
     if isinstance(stands, np.ndarray) and not np.isfinite(stands).all():
         return refuse(linear.node, "has NaN or infinity in its bias", RefusalId.INVALID_STATISTICS)
     with linear.weight.reading() as weight:
-        total = _bias(absorption, weight)
+        total = total_bias(absorption, weight)
         if isinstance(total, Refusal):
             return total
         slot = linear.bias
@@ -123,15 +130,15 @@ def compute(absorption: Absorption, *, keep: bool = False) -> Numbers | Refusal:
         if refusal is not None:
             return refusal
         gain, factor = (slot.gain, slot.factor) if slot else (1.0, 1.0)
-        error = check.finish(_channel_bias(linear), _stored_bias(linear, stored), gain, factor)
+        error = check.finish(bias_before(linear), bias_after(linear, stored), gain, factor)
     result = None if kept is None else kept.reshape(linear.weight.shape)
     return Numbers(None, total, error, result) if slot is None else Numbers(stored, None, error, result)
 
 
-def _bias(absorption: Absorption, weight: Array) -> Array | Refusal | None:
+def total_bias(absorption: Absorption, weight: Array) -> Array | Refusal | None:
     """Return ``factor·b'`` of the result, wide; None if the slot needs no change."""
     slot, fold = absorption.linear.bias, absorption.fold
-    changes = fold.into.has_shift or fold.out.has_shift
+    changes = fold.into.has_shift or fold.out.has_shift or (slot is not None and absorption.is_written)
     old = slot.value if slot else None
     if not changes and (old is None or not fold.out.has_scale):
         return None
@@ -146,7 +153,7 @@ def _bias(absorption: Absorption, weight: Array) -> Array | Refusal | None:
     return np.atleast_2d(result).T if upright else result
 
 
-def _channel_bias(linear: Linear) -> Array:
+def bias_before(linear: Linear) -> Array:
     """Return ``factor·b`` before the fold for one column (row) of the output: [output channels] or [1]."""
     slot = linear.bias
     if slot is None or slot.value is None or isinstance(slot.value, Refusal):
@@ -154,9 +161,10 @@ def _channel_bias(linear: Linear) -> Array:
     return _one_line(slot.value, column=slot.column)
 
 
-def _stored_bias(linear: Linear, stored: Array | None) -> Array:
+def bias_after(linear: Linear, stored: Array | None) -> Array:
+    """Return ``factor·b`` after the fold likewise, or for an op without a slot what is added behind it."""
     if stored is None:
-        return _channel_bias(linear)
+        return bias_before(linear)
     stored = stored.astype(wide(stored.dtype))
     if linear.bias is None:
         return stored.reshape(-1, stored.shape[-1]).T  # [output channels, points]

@@ -51,11 +51,6 @@ class Cell:
         """The graph it stands in."""
         return self.sites[0].node.graph
 
-    @property
-    def cost(self) -> int:
-        """Operations per element that the run costs as it is spelled."""
-        return sum(site.cost for site in self.sites)
-
     def carriers_before(self, site: Site) -> list[ir.Node]:
         """Return the layout ops between the start and one of the affines."""
         return [n for n in self.path[: self.path.index(site.node)] if n not in self.nodes]

@@ -1,14 +1,16 @@
 """Carry plans out: take cells out of the graph and give their affines to the linear ops, or write them cheaper."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from bnpass.errors import Refusal
 from bnpass.folding.absorb import Absorption
 from bnpass.folding.cells import Cell, carry_on
-from bnpass.folding.lower import cost_of, host_of, into_arithmetic, into_host
+from bnpass.folding.costs import Costs
+from bnpass.folding.lower import cheapest, host_of, into_arithmetic, into_batch_norm, into_host
 from bnpass.folding.plan import Ledger, Plan, Target
+from bnpass.folding.quantized.write import write_bias, write_weight
 from bnpass.folding.recognize import Site
 from bnpass.folding.result import Folded
 from bnpass.folding.rewriting import carry_out as write_carriers
@@ -28,6 +30,7 @@ class Committer:
         ledger: Where commitments are recorded.
         writer: Puts constants and nodes into the model.
         sites: The affines of the scope, kept up to date.
+        costs: Of the target.
     """
 
     scope: Scope
@@ -35,6 +38,7 @@ class Committer:
     ledger: Ledger
     writer: Writer
     sites: dict[ir.Node, Site]
+    costs: Costs
 
     def carry_out(self, plan: Plan) -> Folded | None:
         """Carry a plan out; None, and nothing is changed, if what should stay cannot be written."""
@@ -53,13 +57,16 @@ class Committer:
         for target in plan.targets:
             self._give(target)
         into = (*(s.node for s in new), *(t.node for t in plan.targets))
-        return Folded(names, tuple(label(node) for node in into), plan.side, batch_norms)
+        rounding = tuple(t.numbers.units.rounding for t in plan.targets if t.numbers.units is not None)
+        return Folded(names, tuple(label(node) for node in into), plan.side, batch_norms, rounding)
 
     def join(self, cell: Cell) -> Folded | None:
         """Write a cell in its cheapest form; None, and nothing is changed, if that cannot be."""
         names, batch_norms = cell.labels, cell.batch_norms
-        host = host_of(cell) if cost_of(cell.affine) else None
-        if host is None:
+        host, kind = host_of(cell), cheapest(cell, self.costs, self.scope).kind
+        if kind == "batch_norm":
+            new = into_batch_norm(cell, self.writer, self.scope)
+        elif kind == "arithmetic" or host is None:
             new = into_arithmetic(cell, cell.affine, self._dtype(cell), self.writer, self.scope)
         else:
             at_host = carry_on(cell.carriers_before(host), cell.affine, self.scope, self.shapes)
@@ -84,11 +91,17 @@ class Committer:
 
     def _give(self, target: Target) -> None:
         self.ledger.budget -= target.copies
-        self.ledger.absorbed[target.node] = target.absorption
+        self.ledger.absorbed[target.node] = replace(target.absorption, is_written=True)
         if target.numbers.weight is not None:
             self.ledger.memory -= target.numbers.weight.nbytes
-        self.writer.weight(target.absorption, target.numbers.weight, self.scope)
-        self.writer.bias(target.absorption, target.numbers, self.scope)
+        linear, numbers = target.absorption.linear, target.numbers
+        if numbers.integers is None:
+            self.writer.weight(target.absorption, numbers.weight, self.scope)
+        else:
+            write_weight(linear, numbers.integers, self.writer, self.scope)
+        self.writer.bias(target.absorption, numbers, self.scope)
+        if numbers.units is not None and linear.bias is not None:
+            write_bias(linear, linear.bias.index, numbers.units, self.writer, self.scope)
         self._add_behind(target)
         if target.map is not None:
             node, dtype = target.node, target.absorption.linear.weight.dtype

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
+from bnpass.folding.quantized.stored import Dequantized, Stored, find_bias, find_weight
 from bnpass.graph.constants import Constant, find_float
 from bnpass.graph.nodes import Scope, label, operand
 from bnpass.semantics.affine import Array, WeightLayout
@@ -21,6 +22,7 @@ class Bias:
         gain: Factor of the product (Gemm's alpha).
         factor: Factor of b as it will be after the fold (Gemm's beta; 1 where beta was 0).
         column: Output channels lie along the last axis but one (Gemm with a constant left operand).
+        stored: Its integers, where it is quantized: [output channels], and ``factor`` is 1.
     """
 
     index: int
@@ -28,11 +30,12 @@ class Bias:
     gain: float = 1.0
     factor: float = 1.0
     column: bool = False
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """One Conv, ConvTranspose, Gemm or MatMul with constant weights.
+    """One Conv, ConvTranspose, Gemm or MatMul with constant weights, quantized or not.
 
     Attributes:
         node: The node.
@@ -64,7 +67,7 @@ def refuse(node: ir.Node, why: str, refusal: RefusalId = RefusalId.UNSUPPORTED_O
 
 def weight_of(node: ir.Node, index: int, scope: Scope) -> Constant | Refusal:
     """Return the constant weight of a node, or a refusal that names the node."""
-    found = find_float(operand(node, index), scope)
+    found = find_weight(operand(node, index), scope)
     if isinstance(found, Refusal):
         return Refusal(found.id, label(node), f"the weight of {node.op_type} '{label(node)}' is kept: {found.reason}")
     if any(d == 0 for d in found.shape):
@@ -83,20 +86,25 @@ def grouped_weight(node: ir.Node, scope: Scope) -> tuple[Constant, int] | Refusa
     return weight, group
 
 
-def channel_bias_of(node: ir.Node, index: int, scope: Scope, channels: int) -> Bias | Refusal:
+def channel_bias_of(node: ir.Node, weight: Constant, scope: Scope, channels: int) -> Bias | Refusal:
     """Return the bias slot of a convolution, whose bias has one number for each output channel."""
-    value = bias_of(node, index, scope)
-    if not isinstance(value, Refusal) and value is not None and value.shape != (channels,):
-        return refuse(node, f"has a bias of shape {list(value.shape)} for {channels} output channels")
-    return Bias(index, value)
+    found = bias_of(node, weight, scope)
+    if not isinstance(found, Constant):
+        return Bias(2, found)
+    if found.shape != (channels,):
+        return refuse(node, f"has a bias of shape {list(found.shape)} for {channels} output channels")
+    return Bias(2, found.array(), stored=found.stored if isinstance(found, Dequantized) else None)
 
 
-def bias_of(node: ir.Node, index: int, scope: Scope) -> Array | Refusal | None:
-    """Return the numbers of an optional bias, None if it is left out, or a refusal that names the node."""
-    value = operand(node, index)
+def bias_of(node: ir.Node, weight: Constant, scope: Scope) -> Constant | Refusal | None:
+    """Return an optional bias, None if it is left out, or a refusal that names the node.
+
+    It may be quantized if the weight is.
+    """
+    value = operand(node, 2)
     if value is None:
         return None
-    found = find_float(value, scope)
+    found = find_bias(value, scope) if isinstance(weight, Dequantized) else find_float(value, scope)
     if isinstance(found, Refusal):
         return Refusal(found.id, label(node), f"the bias of {node.op_type} '{label(node)}' is kept: {found.reason}")
-    return found.array()
+    return found

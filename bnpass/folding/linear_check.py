@@ -132,7 +132,7 @@ class LinearCheck:
     def _group_of(self, rows: slice) -> NDArray[np.intp]:
         return np.arange(rows.start, rows.stop) * self._groups // self._rows
 
-    def finish(self, bias_old: Array, bias_new: Array, gain: float, factor: float) -> float:
+    def finish(self, bias_old: Array, bias_new: Array, gain: float, factor: float, slack: Array | float = 0.0) -> float:
         """Compare.
 
         Args:
@@ -140,6 +140,7 @@ class LinearCheck:
             bias_new: What it adds now, likewise.
             gain: Factor of the product (Gemm's alpha).
             factor: Factor with which the stored bias is in ``bias_new`` (Gemm's beta).
+            slack: What else the new bias may be off, like it: half a unit of a quantized one.
 
         Returns:
             The largest deviation in units of what is permitted.
@@ -161,7 +162,9 @@ class LinearCheck:
         underflow = limits.smallest_subnormal * (taps + abs(factor))
         reach = abs(gain) * (magnitude + np.abs(scale) * reach) + np.abs(scale * b_old) + np.abs(shift) + np.abs(b_new)
         noise = limits_of(self._kind).eps * (64 + math.sqrt(self._columns * self._rows)) * reach
-        ratio = float(np.max(np.abs(after - before) / (1.01 * rounding + underflow + noise + TINY), initial=0.0))
+        slack = np.asarray(slack).reshape(-1, 1)
+        allowed = 1.01 * (rounding + slack) + underflow + noise + TINY
+        ratio = float(np.max(np.abs(after - before) / allowed, initial=0.0))
         if not ratio <= 1 or not self._gaps_agree(b_old, b_new):
             raise VerificationError(
                 f"local check failed at {self._node.op_type} '{label(self._node)}': the op after the fold deviates "

@@ -1,29 +1,64 @@
 """Write an affine that stays in its cheapest form.
 
-A run that holds a batch normalization becomes that one batch normalization; any other becomes Mul and Add, or one of
-them, or nothing. With p·x + q before the batch normalization and s·y + t behind it, the variance stays and
+A run that holds a batch normalization becomes that one batch normalization, or Mul and Add, one of them, or nothing;
+any other may become a new batch normalization: whatever the target runs in the least time. With p·x + q before a batch
+normalization and s·y + t behind it, the variance stays and
 
     scale' = scale·p·s        B' = s·B + t        input_mean' = (input_mean - q) / p
 
 so that no magnitude grows: moving q into B instead would make large numbers cancel.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.cells import Cell
+from bnpass.folding.costs import Costs
 from bnpass.folding.recognize import Site, epsilon
 from bnpass.folding.write import Writer
 from bnpass.graph.constants import Constant, find_float
 from bnpass.graph.nodes import Scope, bypass, label
 from bnpass.semantics.affine import Affine, Array, composed, limits_of, round_once
 
+_SPATIAL_ALWAYS = 9
+"""The first opset whose BatchNormalization has one mean for each channel and nothing else."""
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
-def cost_of(affine: Affine, *, as_batch_norm: bool = False) -> int:
-    """Operations per element of the cheapest nodes for this affine; a batch normalization stays one if it can."""
-    cost = int(affine.has_scale) + int(affine.has_shift)
-    return 2 if as_batch_norm and cost else cost
+
+@dataclass(frozen=True)
+class Form:
+    """What a run of affines can be written as.
+
+    Attributes:
+        kind: Mul and Add, the batch normalization that is one of them, or a new one.
+        cost: Passes over the elements.
+    """
+
+    kind: Literal["arithmetic", "host", "batch_norm"]
+    cost: float
+
+
+def cheapest(cell: Cell, costs: Costs, scope: Scope) -> Form:
+    """Return the cheapest form of a run: one that changes the least among equals."""
+    plain = Form("arithmetic", costs.of_affine(cell.affine, as_batch_norm=False))
+    as_one = costs.of_affine(cell.affine, as_batch_norm=True)
+    if not plain.cost:
+        return plain
+    if host_of(cell) is not None:
+        forms = [plain, Form("host", as_one)] if as_one > plain.cost else [Form("host", as_one), plain]
+    else:
+        forms = [plain, *([Form("batch_norm", as_one)] if _fits_batch_norm(cell, scope) else [])]
+    return min(forms, key=lambda form: form.cost)
+
+
+def _fits_batch_norm(cell: Cell, scope: Scope) -> bool:
+    """Whether a batch normalization can say it: over axis 1, in a type that runtimes have it in."""
+    kinds = {site.dtype for site in cell.sites}
+    return scope.opset >= _SPATIAL_ALWAYS and cell.affine.axes == (1,) and kinds <= _FLOATS
 
 
 def host_of(cell: Cell) -> Site | None:
@@ -80,6 +115,33 @@ def _joined(cell: Cell, host: Site, parameters: list[Constant]) -> tuple[Array, 
         if refusal is not None:
             return refusal
     return new[0], new[1], new[2]
+
+
+def into_batch_norm(cell: Cell, writer: Writer, scope: Scope) -> list[Site] | Refusal:
+    """Replace a run by a new batch normalization, with mean 0, variance 1 and epsilon 0.
+
+    Returns:
+        The new site; or a Refusal, and nothing was changed.
+    """
+    first, last, dtype = cell.sites[0].node, cell.sites[-1].node, cell.sites[0].dtype
+    if dtype is None:
+        return Refusal(RefusalId.DTYPE_WOULD_LOSE_PRECISION, label(first), "the type of its input is not known")
+    channels = max(cell.affine.scale.size, cell.affine.shift.size)
+    exact = [np.broadcast_to(a.reshape(-1), channels) for a in (cell.affine.scale, cell.affine.shift)]
+    rounded = [round_once(array, dtype.numpy()) for array in exact]
+    for op_type, whole, result in zip(("Mul", "Add"), exact, rounded, strict=True):
+        refusal = _unfit(first, op_type, whole, result)
+        if refusal is not None:
+            return refusal
+    statistics = [np.zeros(channels, dtype.numpy()), np.ones(channels, dtype.numpy())]
+    name = f"{label(last)}/BatchNormalization"
+    node = writer.op("BatchNormalization", cell.start, [*rounded, *statistics], first, name, scope)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+    site = Site(node, 0, cell.affine, dtype, is_batch_norm=True, rounding=limits_of(dtype.numpy()).eps)
+    first.replace_input_with(cell.sites[0].data_index, node.outputs[0])
+    for old in cell.sites:
+        bypass(old.node, old.data)
+    return [site]
 
 
 def into_arithmetic(

@@ -1,6 +1,12 @@
 """What a caller can choose about folding."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bnpass.errors import UsageError
+
+Runtime = Literal["onnxruntime-cpu", "onnxruntime-cuda", "portable"]
+"""What runs a folded model."""
 
 
 @dataclass(frozen=True)
@@ -11,6 +17,7 @@ class FoldOptions:
         inference: Treat training-mode batch normalization as inference, as one would to deploy a training graph.
         only: Patterns (``*``, ``?``, ``[…]``) of node or output names; others are left alone. Empty: all.
         exclude: Patterns of node or output names to leave alone.
+        target: What will run the model: affines that stay are written in its cheapest form.
         clone_budget: Bytes that copies of shared weights may add to the model.
         check: Random draws of the whole-model check; 0 leaves the local check alone.
         seed: Seed of those draws.
@@ -19,6 +26,11 @@ class FoldOptions:
     inference: bool = False
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    target: Runtime = "onnxruntime-cpu"
     clone_budget: int = 64 << 20
     check: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(Runtime):
+            raise UsageError(f"'{self.target}' is no target; choose one of {', '.join(get_args(Runtime))}")

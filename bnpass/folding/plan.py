@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.absorb import Absorption, Numbers, compute
 from bnpass.folding.carrier_check import check_carrier
 from bnpass.folding.cells import Cell, carry_on
+from bnpass.folding.costs import Costs
 from bnpass.folding.linear import Linear
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.quantized import numbers as quantized
@@ -52,11 +54,6 @@ class Target:
     def node(self) -> ir.Node:
         """The linear op."""
         return self.absorption.linear.node
-
-    @property
-    def cost(self) -> int:
-        """Operations per element that it leaves behind: an Add, where there is no bias slot or a map."""
-        return int(self.numbers.shift is not None or self.map is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +108,7 @@ class Planner:
         scope: The scope.
         shapes: What is known about shapes.
         ledger: What was committed so far.
+        costs: Of the target.
         sites: The affines of the scope, kept up to date.
         is_selected: Whether a node may be changed.
         positions: The place of each node in graph order.
@@ -119,6 +117,7 @@ class Planner:
     scope: Scope
     shapes: Shapes
     ledger: Ledger
+    costs: Costs
     sites: Mapping[ir.Node, Site]
     is_selected: Callable[[ir.Node], bool]
     positions: Mapping[ir.Node, int]
@@ -152,7 +151,7 @@ class Planner:
         A map is read and kept: it has to halve the work at least.
         """
         plan = self._forward(cell, None, maps=True)
-        worth = isinstance(plan, Refusal) or 2 * plan.left <= cell.cost
+        worth = isinstance(plan, Refusal) or 2 * plan.left <= self.costs.of_sites(cell.sites)
         return plan if worth else _no_gain(cell, "the maps of the padded ops behind it would cost nearly as much")
 
     def _forward(self, cell: Cell, part: _Part | None, *, maps: bool = False) -> Plan | Refusal:
@@ -196,7 +195,7 @@ class Planner:
             targets.append(target)
         stays = part.stays if part else None
         left = self._left(cell, targets, region, stays, side)
-        if left >= cell.cost:
+        if left >= self.costs.of_sites(cell.sites):
             return _no_gain(cell, _costs(targets, region, side))
         for carried in region.carriers.values():
             constants = {index: affine for (node, index), affine in region.operands.items() if node is carried.node}
@@ -210,13 +209,36 @@ class Planner:
 
     def _left(self, cell: Cell, targets: list[Target], region: Region, stays: Affine | None, side: str) -> float:
         """Return what is left to compute, in operations per element of the cell."""
-        whole = self._elements(cell.start)
-        left = float(region.extra)
+        left = self._extra(region)
         for target in targets:
-            later = _is_joined_later(target, self.sites) if side == "input" else 0
-            here = self._elements(target.node.outputs[0]) if target.cost else None
-            left += (target.cost - later) * (here / whole if here and whole else 1.0)
-        return left + (int(stays.has_scale) + int(stays.has_shift) if stays is not None else 0)
+            if target.map is not None:
+                left += self._ratio(target.node.outputs[0], cell.start)
+            elif target.numbers.shift is not None and not (side == "input" and _is_joined_later(target, self.sites)):
+                left += self.costs.bias * self._ratio(target.node.outputs[0], cell.start)
+        if stays is None or self._vanishes(cell, stays, ahead=side == "output"):
+            return left
+        return left + self.costs.of_affine(stays, as_batch_norm=False)
+
+    def _extra(self, region: Region) -> float:
+        return sum(self.costs.of_rewrite(carried.rewrite) for carried in region.carriers.values())
+
+    def _vanishes(self, cell: Cell, stays: Affine, *, ahead: bool) -> bool:
+        """Whether what stays of an affine can go the other way, in the next round, and leave nothing."""
+        walk = self._walk(cell)
+        if not ahead:
+            region = walk.backward(cell.start, stays)
+        else:
+            carried = carry_on([n for n in cell.path if n not in cell.nodes], stays, self.scope, self.shapes)
+            region = carried if isinstance(carried, Refusal) else walk.forward(cell.end, carried)
+        if isinstance(region, Refusal) or self._extra(region):
+            return False
+        linear = [self._linear(node) for node in region.targets]
+        return not any(isinstance(one, Refusal) or (one.bias is None and stays.has_shift) for one in linear)
+
+    def _ratio(self, value: ir.Value, other: ir.Value) -> float:
+        """Return how many elements a value has for one of another; 1 if that is not known."""
+        here, there = self._elements(value), self._elements(other)
+        return here / there if here and there else 1.0
 
     def _elements(self, value: ir.Value) -> int | None:
         """Return how many elements a value has for each sample; None if that is not known."""
@@ -245,6 +267,11 @@ class Planner:
         found = self._map(node, region)
         if isinstance(found, Refusal):
             return found
+        if found is not None and (found == _first(found)).all():  # no position differs: it is a bias
+            taken = absorption.behind(Affine(np.ones(()), _first(found)[None]))
+            if isinstance(taken, Refusal):
+                return taken
+            absorption, found = taken, None
         if isinstance(linear.weight, Dequantized):
             numbers = quantized.compute(absorption, linear.weight, self.scope.opset)
         else:
@@ -288,7 +315,7 @@ class Planner:
 def _parts_ahead(cell: Cell) -> list[_Part]:
     """Return how an affine parts going forward: s·(x + t/s), the scale going on; or (s·x) + t, the shift."""
     affine = cell.affine
-    if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
+    if not (affine.has_scale and affine.has_shift):
         return []
     scale, shift = affine.only_scale, affine.only_shift
     parts = [_Part(shift, scale)]
@@ -300,13 +327,18 @@ def _parts_ahead(cell: Cell) -> list[_Part]:
 def _parts_behind(cell: Cell) -> list[_Part]:
     """Return how an affine parts going backward: the scale first, then (s·x) + t; or the shift, then s·(x + t/s)."""
     affine = cell.affine
-    if not (affine.has_scale and affine.has_shift) or cell.cost < 2:
+    if not (affine.has_scale and affine.has_shift):
         return []
     scale, shift = affine.only_scale, affine.only_shift
     parts = [_Part(scale, shift)]
     if (affine.scale != 0).all():
         parts.append(_Part(replace(shift, shift=affine.shift / affine.scale), scale))
     return parts
+
+
+def _first(found: Array) -> Array:
+    """Return the first position of a map, with its axes."""
+    return found.reshape(len(found), -1)[:, :1].reshape(-1, *(1,) * (found.ndim - 1))
 
 
 def _is_shared(value: ir.Value | None) -> bool:
@@ -319,18 +351,16 @@ def _is_shared(value: ir.Value | None) -> bool:
     return False
 
 
-def _is_joined_later(target: Target, sites: Mapping[ir.Node, Site]) -> int:
-    """Return 1 if behind an op without a bias slot an affine waits that the next round joins with the new Add."""
-    if target.numbers.shift is None:
-        return 0
+def _is_joined_later(target: Target, sites: Mapping[ir.Node, Site]) -> bool:
+    """Whether behind an op without a bias slot an affine waits that the next round joins with the new Add."""
     output = target.node.outputs[0]
-    return int(blocked_use(output) is None and any(u.node in sites for u in output.uses()))
+    return blocked_use(output) is None and any(use.node in sites for use in output.uses())
 
 
 def _costs(targets: list[Target], region: Region, side: str) -> str:
     """Say what would be left in place of an affine."""
-    if region.extra:
-        clipped = next(c.node for c in region.carriers.values() if c.rewrite is not None and c.rewrite.cost)
+    clipped = next((c.node for c in region.carriers.values() if Costs.of_rewrite(c.rewrite)), None)
+    if clipped is not None:
         return f"{described(clipped)} would need bounds for each channel, Max and Min, which cost as much"
     if side == "output" and targets:
         return f"it is the bias of {described(targets[0].node)} already"

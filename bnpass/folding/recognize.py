@@ -50,11 +50,6 @@ class Site:
             raise ValueError(f"'{label(self.node)}' has lost its data input")
         return value
 
-    @property
-    def cost(self) -> int:
-        """Operations per element: a batch normalization multiplies and adds, the others do one of them."""
-        return 2 if self.is_batch_norm else 1
-
 
 def recognize(node: ir.Node, scope: Scope, shapes: Shapes) -> Site | Refusal | None:
     """Return the affine that a node is, why it cannot be taken as one, or None if it is something else."""

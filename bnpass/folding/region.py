@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import Linear
+from bnpass.folding.quantized.between import integers_between
 from bnpass.folding.rules import CARRIERS, LINEAR
 from bnpass.folding.rules.carrier import Direction, Passage, Rewrite, Step
 from bnpass.graph.constants import Constant, find_float
@@ -67,11 +68,6 @@ class Region:
     def targets(self) -> list[ir.Node]:
         """The linear ops, those first that were reached first."""
         return list(dict.fromkeys([*self.into, *self.out]))
-
-    @property
-    def extra(self) -> int:
-        """Ops per element that carriers need besides what they are."""
-        return sum(one.rewrite.cost for one in self.carriers.values() if one.rewrite is not None)
 
 
 class Walk:
@@ -174,13 +170,14 @@ class Walk:
             )
         where = "before" if becomes else "behind"
         if not is_standard(node, *CARRIERS) or not self._may_change(node):
-            return Refusal(RefusalId.NONLINEAR_BETWEEN, label(node), f"{described(node)} stands {where} it")
+            told = f"{described(node)} stands {where} it"
+            return integers_between(node, where) or Refusal(RefusalId.NONLINEAR_BETWEEN, label(node), told)
         if owed and becomes:
             return Refusal(RefusalId.NONLINEAR_BETWEEN, label(node), f"{described(node)} is reached from two sides")
         direction = Direction.FORWARD if owed else Direction.BACKWARD
         passage = CARRIERS[node.op_type](Step(node, direction, self._scope, self._shapes), owed or becomes)
         if isinstance(passage, Refusal):
-            return passage
+            return integers_between(node, where) or passage
         rewrite = passage.rewrite
         self.region.carriers[node] = Carried(node, owed, passage.inputs, passage.outputs, becomes, rewrite)
         return self._onwards(node, passage)

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.cells import Cell, build
 from bnpass.folding.commit import Committer
-from bnpass.folding.lower import cost_of, host_of
+from bnpass.folding.costs import COSTS
+from bnpass.folding.lower import cheapest
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.plan import Ledger, Plan, Planner
@@ -70,7 +71,7 @@ class Solver:
         found = {n: recognize(n, scope, self._shapes) for n in nodes_of(scope) if self._is_selected(n)}
         sites = {n: s for n, s in found.items() if isinstance(s, Site)}
         refusals = {n: s for n, s in found.items() if isinstance(s, Refusal)}
-        committer = Committer(scope, self._shapes, self._ledger, self._writer, sites)
+        committer = Committer(scope, self._shapes, self._ledger, self._writer, sites, COSTS[self._options.target])
         unread, rounds = unread_initializers(scope.graph), 0
         while (last := self._round(committer)).changed:
             rounds += 1
@@ -91,7 +92,7 @@ class Solver:
         this, sites, scope = _Round(), committer.sites, committer.scope
         order = nodes_of(scope)
         positions = {node: position for position, node in enumerate(order)}
-        planner = Planner(scope, self._shapes, self._ledger, sites, self._is_selected, positions)
+        planner = Planner(scope, self._shapes, self._ledger, committer.costs, sites, self._is_selected, positions)
         cells = build([n for n in order if n in sites], sites, scope, self._shapes)
         left: list[tuple[Cell, Plan | Refusal]] = []
         for number, cell in enumerate(cells):
@@ -138,7 +139,7 @@ class Solver:
 
     def _join(self, cell: Cell, committer: Committer) -> bool:
         """Write a cell in its cheapest form, if that is cheaper than how it is spelled."""
-        if cost_of(cell.affine, as_batch_norm=host_of(cell) is not None) >= cell.cost:
+        if cheapest(cell, committer.costs, committer.scope).cost >= committer.costs.of_sites(cell.sites):
             return False
         way = Way(cell.path, cell.nodes, cell.start, cell.affine)
         checked = check_way(way, committer.scope, self._shapes, at_start=cell.affine, tolerance=cell.tolerance)

@@ -18,7 +18,7 @@ from bnpass.folding.absorb import Absorption
 from bnpass.folding.linear import refuse
 from bnpass.graph.nodes import Scope, described, operand
 from bnpass.graph.shapes import Shapes
-from bnpass.semantics.affine import Array, wide
+from bnpass.semantics.affine import Array, limits_of, wide
 
 MAP_BYTES = 1 << 20
 """Largest map: it is read with every inference, and kept in the file."""
@@ -62,7 +62,10 @@ def spatial_bias(absorption: Absorption, shift: Array, scope: Scope, shapes: Sha
     for axis in axes:  # the axis of taps that comes first becomes the last one of positions
         found = np.tensordot(found, axis.mask, axes=([1], [1]))
     _check(node, weight, before, found, image)
-    return np.asarray(found * absorption.out.scale.reshape(-1, *(1,) * len(axes)))
+    result = np.asarray(found * absorption.out.scale.reshape(-1, *(1,) * len(axes)))
+    if not (np.abs(result) <= limits_of(linear.weight.dtype.numpy()).max / 2).all():
+        return refuse(node, "pads with zeros, and a map behind it would overflow", RefusalId.WOULD_OVERFLOW)
+    return result
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def _check(node: ir.Node, weight: Array, shift: Array, found: Array, image: Sequ
         start = row // per_out * weight.shape[1]
         channels = t[start : start + weight.shape[1]].reshape(1, -1, *(1,) * len(image))
         x = np.ascontiguousarray(np.broadcast_to(channels, (1, weight.shape[1], *image)))
-        wanted = np.asarray(run(None, {"x": x, "w": weight[row : row + 1].astype(np.float64)})[0])
+        (made,) = run(None, {"x": x, "w": weight[row : row + 1].astype(np.float64)})
+        wanted = np.asarray(made)
         reach = float(np.abs(weight[row]).sum() * np.abs(t).max(initial=0))
         if wanted.shape[2:] != found.shape[1:] or not (np.abs(wanted[0, 0] - found[row]) <= _TOLERANCE * reach).all():
             raise VerificationError(

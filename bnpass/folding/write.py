@@ -4,6 +4,8 @@ Names are kept where a constant belongs to one node alone; a shared one is clone
 Model-local functions hold no initializers, so there the numbers become Constant nodes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -79,9 +81,15 @@ class Writer:
         self, op_type: str, data: ir.Value, array: Array | None, before: ir.Node, name: str, scope: Scope
     ) -> ir.Node:
         """Insert ``op_type(data, constant)``, or ``op_type(data)``, before a node."""
+        return self.op(op_type, data, [] if array is None else [trimmed(array)], before, name, scope)
+
+    def op(
+        self, op_type: str, data: ir.Value, arrays: Sequence[Array], before: ir.Node, name: str, scope: Scope
+    ) -> ir.Node:
+        """Insert ``op_type(data, constants…)``, which does not change the shape of its data, before a node."""
         name, operands = self.unique(name), [data]
-        if array is not None:
-            tensor = ir.Tensor(trimmed(array), name=self.unique(f"{name}/constant"))
+        for array in arrays:
+            tensor = ir.Tensor(array, name=self.unique(f"{name}/constant"))
             operands.append(self._constant(tensor, before, scope))
         node = ir.Node("", op_type, operands, name=name)
         result = node.outputs[0]

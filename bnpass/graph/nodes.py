@@ -13,6 +13,7 @@ _ATTRIBUTE_TYPES = {
     **dict.fromkeys(("axis", "group", "transA", "transB", "is_test", "training_mode", "spatial"), _INT),
     **dict.fromkeys(("broadcast", "allowzero", "value_int", "ceil_mode", "count_include_pad"), _INT),
     **dict.fromkeys(("keepdims", "noop_with_empty_axes", "blocksize"), _INT),
+    **dict.fromkeys(("block_size", "output_dtype", "precision"), _INT),
     **dict.fromkeys(("pads", "strides", "dilations", "kernel_shape", "output_padding"), _INTS),
     **dict.fromkeys(("perm", "axes", "shape", "starts", "ends", "split", "value_ints"), _INTS),
     **dict.fromkeys(("epsilon", "alpha", "beta", "min", "max", "value_float"), _FLOAT),

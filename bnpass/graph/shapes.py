@@ -119,6 +119,9 @@ class Shapes:
 
 def _weight_shape(node: ir.Node, scope: Scope) -> tuple[int, ...] | None:
     weight = operand(node, 1)
+    for op_type in ("DequantizeLinear", "QuantizeLinear"):  # which change no shape
+        maker = weight.producer() if weight is not None else None
+        weight = maker.inputs[0] if maker is not None and is_standard(maker, op_type) else weight
     found = find(weight, scope) if weight is not None else None
     return found.shape if isinstance(found, Constant) and len(found.shape) >= 2 else None
 

@@ -24,6 +24,7 @@ from bnpass.verification.constant_op import Constant
 from bnpass.verification.definition_ops import DEFINITION_OPS
 from bnpass.verification.float64_ops import FLOAT64_OPS
 from bnpass.verification.memory import available_bytes
+from bnpass.verification.quantize_ops import QUANTIZE_OPS
 from bnpass.verification.retype import NARROW_FLOATS, cast_array, retype
 from bnpass.verification.windows import Array
 
@@ -82,7 +83,7 @@ class _Evaluator(ReferenceEvaluator):  # values are arrays, lists or None: Any, 
     budget: ClassVar[Budget]
     spent: ClassVar[float]
     deadline: ClassVar[float]
-    operators: ClassVar[list[Any]] = [Constant, *FLOAT64_OPS]
+    operators: ClassVar[list[Any]] = [Constant, *FLOAT64_OPS, *QUANTIZE_OPS]
 
     def __init__(  # the signature of the class it stands in for
         self,

@@ -2,13 +2,15 @@
 
 What its outputs move is the unit in which a fold, which rounds each weight once, may differ. Only operands
 that are multiplied or added are moved: a scale of Resize or a bound of Clip is exact by intention, and a
-zero stays zero.
+zero stays zero. Of quantized weights the scale is moved; of a quantized bias, int32, the integers are, by one:
+a fold rounds them to half a unit. Activations that are rounded to integers: see :mod:`.ties`.
 """
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from bnpass.verification.ties import move_ties
 from bnpass.verification.windows import Array
 
 __all__ = ["perturbed"]
@@ -50,9 +52,23 @@ def _is_weight(value: ir.Value, size: int) -> bool:
         elif node.op_type in _ARITHMETIC:
             if size < 2:
                 return False
+        elif node.op_type == "DequantizeLinear":
+            if index != 1 or not _is_constant(node.inputs[0]):
+                return False
         elif index not in _WEIGHTS.get(node.op_type, ()):
             return False
     return not value.is_graph_output()
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    maker = value.producer() if value is not None else None
+    return value is not None and (value.is_initializer() or (maker is not None and maker.op_type == "Constant"))
+
+
+def _is_quantized_bias(value: ir.Value) -> bool:
+    """Tell whether every use of a constant turns it into a float."""
+    uses = value.uses()
+    return bool(uses) and all(node.op_type == "DequantizeLinear" and index == 0 for node, index in uses)
 
 
 def move_one_ulp(array: Array, rng: np.random.Generator) -> Array:
@@ -79,12 +95,19 @@ def move_one_ulp(array: Array, rng: np.random.Generator) -> Array:
     return np.where(keep, array, moved)
 
 
+def _move_one_unit(array: Array, rng: np.random.Generator) -> Array:
+    """Move every integer to one of its two neighbours, those at the ends inwards."""
+    limits = np.iinfo(array.dtype)
+    moved = np.clip(array.astype(np.int64) + rng.choice([-1, 1], array.shape), limits.min, limits.max)
+    return np.asarray(moved.astype(array.dtype))
+
+
 def perturbed(model: ir.Model, seed: int) -> ir.Model | None:
     """Return a copy with moved weights, or None if there is no weight to move.
 
     Args:
         model: The model; it is not changed.
-        seed: Of the directions.
+        seed: Of the directions; even ones round activations up, odd ones down.
 
     Returns:
         The copy.
@@ -92,11 +115,14 @@ def perturbed(model: ir.Model, seed: int) -> ir.Model | None:
     """
     copy = model.clone()
     rng = np.random.default_rng(seed)
-    found = False
+    found = move_ties(copy, up=seed % 2 == 0)
     for value in copy.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype.numpy() in _BITS and _is_weight(value, tensor.size):
             value.const_value = ir.tensor(move_one_ulp(tensor.numpy(), rng), name=value.name)
+            found = True
+        elif tensor is not None and tensor.dtype is ir.DataType.INT32 and _is_quantized_bias(value):
+            value.const_value = ir.tensor(_move_one_unit(tensor.numpy(), rng), name=value.name)
             found = True
     for scope in (copy.graph, *copy.functions.values()):
         for node in scope:

@@ -2,7 +2,10 @@
 
 A pair is ``### name``, a remark, the model before, a line ``=>`` and the model after, or ``unchanged``, then one line
 for every node that was kept. Both models are ONNX text without numbers: a value of the header that no node makes is a
-constant, and its numbers are drawn at random (those of ``v…``, the variances, and of ``gamma…`` are positive).
+constant, and its numbers are drawn at random (those of ``v…``, the variances, and of ``gamma…`` are positive; integers
+are symmetric around those of ``z…``, the zero points).
+
+The family ``lowering`` is folded for ONNX Runtime on the CPU, all others for any runtime.
 
     python -m tests.golden.pairs [family…]      rewrites what comes after; read the diff before you commit it
 """
@@ -20,12 +23,17 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnpass.folding.options import FoldOptions, Runtime
+from bnpass.graph.constants import FLOATS
 from tests.support.build import tensor
 from tests.support.judge import Result, fold
 
 CASES = Path(__file__).parent / "cases"
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 UNCHANGED = "unchanged"
+QUANTIZED = frozenset({
+    ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.INT32,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,12 @@ class Pair:
 
     def result(self) -> Result:
         """Fold the model before."""
-        return fold(read(self.before))
+        return fold(read(self.before), FoldOptions(target=self.target))
+
+    @property
+    def target(self) -> Runtime:
+        """What the model is folded for."""
+        return "onnxruntime-cpu" if self.family == "lowering" else "portable"
 
     def text(self) -> str:
         """Return the pair as it stands in its file."""
@@ -81,6 +94,12 @@ def read(text: str) -> ir.Model:
 def _numbers(info: onnx.ValueInfoProto) -> NDArray[Any]:
     shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
     rng = np.random.default_rng(zlib.crc32(info.name.encode()))
+    kind = ir.DataType(info.type.tensor_type.elem_type)
+    if kind in QUANTIZED:
+        low, high = (-(10**4), 10**4) if kind is ir.DataType.INT32 else (int(kind.min) + 1, int(kind.max))
+        middle = (low + high) // 2
+        drawn = np.full(shape, middle) if info.name.startswith("z") else rng.integers(low, high + 1, shape)
+        return np.asarray(drawn).astype(kind.numpy())
     x = 10 ** rng.uniform(-3, 2, shape) if info.name.startswith(("v", "gamma")) else rng.standard_normal(shape)
     return np.asarray(x).astype(ir.DataType(info.type.tensor_type.elem_type).numpy())
 
@@ -114,7 +133,7 @@ def _hide(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _hide(attribute.g)
-    constants = [t for t in graph.initializer if ir.DataType(t.data_type).is_floating_point()]
+    constants = [t for t in graph.initializer if ir.DataType(t.data_type) in FLOATS | QUANTIZED]
     for constant in constants:
         graph.value_info.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
         graph.initializer.remove(constant)

@@ -120,13 +120,21 @@ class Case:
 
 @dataclass
 class Builder:
-    """A graph while it grows."""
+    """A graph while it grows.
+
+    Attributes:
+        tame: Whether all numbers are ordinary and no constant may be overridden.
+        positive: Whether no factor is negative.
+        odd: How many in 100 constants a caller may override, and how many variances are negative.
+    """
 
     choices: Choices
     rng: np.random.Generator
     opset: int
     ir_version: int
     tame: bool = False
+    positive: bool = False
+    odd: int = 3
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, Array] = field(default_factory=dict)
     overridden: dict[str, Array] = field(default_factory=dict)
@@ -152,7 +160,7 @@ class Builder:
         """Return an initializer with this content, sometimes one that a caller may override."""
         name = self.fresh("c")
         self.initializers[name] = array
-        if self.ir_version >= 4 and array.dtype in TYPES and not self.tame and chance(self.choices, 3):
+        if self.ir_version >= 4 and array.dtype in TYPES and not self.tame and chance(self.choices, self.odd):
             self.overridden[name] = np.asarray(array.astype(np.float64) * 0.5).astype(array.dtype)
         return name
 
@@ -198,8 +206,9 @@ class Builder:
         return self.store(array, dtype)
 
     def factors(self, shape: Sequence[int], dtype: np.dtype[Any], *, zero: bool = True) -> Array:
-        """Return factors of any size and sign."""
-        array = self.rng.uniform(0.3, 2.0, shape) * self.rng.choice([-1.0, 1.0], shape)
+        """Return factors of any size and, if they need not be positive, of either sign."""
+        signs = [1.0] if self.positive else [-1.0, 1.0]
+        array = self.rng.uniform(0.3, 2.0, shape) * self.rng.choice(signs, shape)
         kind = 0 if self.tame else self.choices.below(6)
         if kind == 5:
             array = array * self.rng.choice([1e-6, 1.0, 1e4], shape)
@@ -239,7 +248,7 @@ class Builder:
         return self.store(array, dtype)
 
 
-def _grown(b: Builder, w: Wire, name: str, shape: Sequence[int], dims: Sequence[Dim], **changes: Any) -> Wire:
+def grown(b: Builder, w: Wire, name: str, shape: Sequence[int], dims: Sequence[Dim], **changes: Any) -> Wire:
     pure = changes.pop("is_pure", False)
     wire = Wire(name, tuple(shape), tuple(dims), changes.pop("dtype", w.dtype), pure)
     b.wires.append(wire)
@@ -296,7 +305,7 @@ def _convolution(b: Builder, w: Wire) -> bool:
         inputs.append("")
     name = b.node("ConvTranspose" if transposed else "Conv", inputs, **attributes)
     spatial = [n if isinstance(d, int) else None for n, d in zip(result[2:], w.dims[2:], strict=True)]
-    _grown(b, w, name, result, (w.dims[0], out, *spatial), is_pure=w.is_pure)
+    grown(b, w, name, result, (w.dims[0], out, *spatial), is_pure=w.is_pure)
     return True
 
 
@@ -337,7 +346,7 @@ def _gemm(b: Builder, w: Wire) -> bool:
     if chance(c, 65) or b.opset < 11:
         inputs.append(b.constant(b.terms(pick(c, shapes), w.dtype)))
     name = b.node("Gemm", inputs, **attributes)
-    _grown(b, w, name, (rows, columns), (row_dim, column_dim), is_pure=w.is_pure)
+    grown(b, w, name, (rows, columns), (row_dim, column_dim), is_pure=w.is_pure)
     return True
 
 
@@ -358,21 +367,21 @@ def _matmul(b: Builder, w: Wire) -> bool:
     at = rank - 1 if is_right else rank - 2
     result, dims = list(w.shape), list(w.dims)
     result[at] = dims[at] = fresh
-    _grown(b, w, name, result, dims, is_pure=w.is_pure)
+    grown(b, w, name, result, dims, is_pure=w.is_pure)
     return True
 
 
 _LINEAR = (*3 * ((_convolution, _gemm, _matmul),), (_gemm, _matmul, _convolution), (_matmul,))
 
 
-def _linear(b: Builder, w: Wire) -> bool:
+def linear(b: Builder, w: Wire) -> bool:
     return any(op(b, w) for op in pick(b.choices, _LINEAR))
 
 
 # --- affines --------------------------------------------------------------------------------------------------------
 
 
-def _batch_norm(b: Builder, w: Wire) -> bool:
+def batch_norm(b: Builder, w: Wire) -> bool:
     c = b.choices
     if len(w.shape) < 2 or not isinstance(w.dims[1], int):
         return False
@@ -381,7 +390,7 @@ def _batch_norm(b: Builder, w: Wire) -> bool:
         small = SINGLE
     arrays = [b.factors((channels,), small), b.terms((channels,), small), b.terms((channels,), small)]
     variance, is_negative = b.variances(channels, small), False
-    if not b.tame and chance(c, 3):
+    if not b.tame and chance(c, b.odd):
         variance[c.below(channels)] = pick(c, (-1.0, -1e-6))
         is_negative = float(variance.min()) < 0
     # a drawn variance is not shared: another constant of its length may be negative
@@ -398,7 +407,7 @@ def _batch_norm(b: Builder, w: Wire) -> bool:
         stays.name = stays.name or b.fresh("kept")
         b.must_stay.add(stays.name)
     b.has_training |= trains
-    _grown(b, w, name, w.shape, w.dims)
+    grown(b, w, name, w.shape, w.dims)
     return True
 
 
@@ -422,9 +431,9 @@ def _operand_shape(b: Builder, w: Wire) -> tuple[int, ...]:
 
 def _arithmetic(b: Builder, w: Wire) -> bool:
     c = b.choices
-    op_type = pick(c, ("Mul", "Add", "Mul", "Add", "Sub", "Div", "Neg"))
+    op_type = pick(c, ("Mul", "Add", "Mul", "Add", "Sub", "Div", *([] if b.positive else ["Neg"])))
     if op_type == "Neg":
-        _grown(b, w, b.node("Neg", [w.name]), w.shape, w.dims)
+        grown(b, w, b.node("Neg", [w.name]), w.shape, w.dims)
         return True
     shape = _operand_shape(b, w)
     result = np.broadcast_shapes(shape, w.shape)
@@ -438,12 +447,12 @@ def _arithmetic(b: Builder, w: Wire) -> bool:
     inputs = [name, w.name] if constant_first else [w.name, name]
     old = [1] * (len(result) - len(w.dims)) + list(w.dims)
     dims = [n if d == 1 else d for n, d in zip(result, old, strict=True)]
-    _grown(b, w, b.node(op_type, inputs), result, dims)
+    grown(b, w, b.node(op_type, inputs), result, dims)
     return True
 
 
-def _affine(b: Builder, w: Wire) -> bool:
-    return (chance(b.choices, 45) and _batch_norm(b, w)) or _arithmetic(b, w)
+def affine(b: Builder, w: Wire) -> bool:
+    return (chance(b.choices, 45) and batch_norm(b, w)) or _arithmetic(b, w)
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
@@ -458,7 +467,7 @@ def _transpose(b: Builder, w: Wire) -> bool:
     if not attributes:
         perm = list(range(len(w.shape)))[::-1]
     name = b.node("Transpose", [w.name], **attributes)
-    _grown(b, w, name, [w.shape[p] for p in perm], [w.dims[p] for p in perm], is_pure=w.is_pure)
+    grown(b, w, name, [w.shape[p] for p in perm], [w.dims[p] for p in perm], is_pure=w.is_pure)
     return True
 
 
@@ -492,7 +501,7 @@ def _reshape(b: Builder, w: Wire) -> bool:
     if not 1 <= len(target) <= 5 or (keep and len(target) < 2 and rank > 1 and keep == rank):
         return False
     name = b.node("Reshape", [w.name, b.initializer(np.array(target, np.int64))])
-    _grown(b, w, name, shape, dims, is_pure=w.is_pure)
+    grown(b, w, name, shape, dims, is_pure=w.is_pure)
     return True
 
 
@@ -508,7 +517,7 @@ def _flatten(b: Builder, w: Wire) -> bool:
     shape = (math.prod(w.shape[:axis]), math.prod(w.shape[axis:]))
     attributes = {} if axis == 1 and chance(c, 50) else {"axis": spelled}
     name = b.node("Flatten", [w.name], **attributes)
-    _grown(b, w, name, shape, (merged(w.dims[:axis]), merged(w.dims[axis:])), is_pure=w.is_pure)
+    grown(b, w, name, shape, (merged(w.dims[:axis]), merged(w.dims[axis:])), is_pure=w.is_pure)
     return True
 
 
@@ -530,11 +539,11 @@ def _squeeze(b: Builder, w: Wire) -> bool:
         dims.insert(axis, 1)
     else:
         return False
-    _grown(b, w, name, shape, dims, is_pure=w.is_pure)
+    grown(b, w, name, shape, dims, is_pure=w.is_pure)
     return True
 
 
-def _same(b: Builder, w: Wire) -> bool:
+def same(b: Builder, w: Wire) -> bool:
     c = b.choices
     if chance(c, 50):
         name = b.node("Identity", [w.name])
@@ -548,7 +557,7 @@ def _same(b: Builder, w: Wire) -> bool:
             b.extra_outputs.append(helper.make_tensor_value_info(output, TensorProto.BOOL, list(w.dims)))
     else:
         name = b.node("Dropout", [w.name])
-    _grown(b, w, name, w.shape, w.dims, is_pure=w.is_pure)
+    grown(b, w, name, w.shape, w.dims, is_pure=w.is_pure)
     return True
 
 
@@ -563,30 +572,30 @@ def _cast(b: Builder, w: Wire) -> bool:
     if b.tame and dtype != w.dtype:
         return False
     name = b.node("Cast", [w.name], to=TYPES[dtype])
-    _grown(b, w, name, w.shape, w.dims, dtype=dtype, is_pure=w.is_pure)
+    grown(b, w, name, w.shape, w.dims, dtype=dtype, is_pure=w.is_pure)
     return True
 
 
-def _layout(b: Builder, w: Wire) -> bool:
-    move = pick(b.choices, (_transpose, _reshape, _flatten, _squeeze, _same, _transpose, _reshape, _cast))
+def layout(b: Builder, w: Wire) -> bool:
+    move = pick(b.choices, (_transpose, _reshape, _flatten, _squeeze, same, _transpose, _reshape, _cast))
     return move(b, w)
 
 
-def _relu(b: Builder, w: Wire) -> bool:
-    _grown(b, w, b.node("Relu", [w.name]), w.shape, w.dims, is_pure=w.is_pure)
+def relu(b: Builder, w: Wire) -> bool:
+    grown(b, w, b.node("Relu", [w.name]), w.shape, w.dims, is_pure=w.is_pure)
     return True
 
 
 def _residual(b: Builder, w: Wire) -> bool:
     others = [o for o in b.wires if o.dims == w.dims and o.shape == w.shape and o.dtype == w.dtype]
     other = pick(b.choices, others)
-    _grown(b, w, b.node("Add", [w.name, other.name]), w.shape, w.dims)
+    grown(b, w, b.node("Add", [w.name, other.name]), w.shape, w.dims)
     return True
 
 
 STEPS: tuple[Callable[[Builder, Wire], bool], ...] = (
-    *(_affine, _affine, _affine, _affine, _linear, _linear, _linear, _linear),
-    *(_layout, _layout, _relu, _residual),
+    *(affine, affine, affine, affine, linear, linear, linear, linear),
+    *(layout, layout, relu, _residual),
 )
 
 
@@ -618,12 +627,12 @@ def random_case(choices: Choices, *, dtype: np.dtype[Any] | None = None, tame: b
         if pick(choices, STEPS)(b, wire) and len(b.wires) > wanted:
             break
     if len(b.wires) == 1:
-        _same(b, x)
+        same(b, x)
     feeds = {"x": b.feed(x.shape, dtype), **b.overridden}
-    return Case(_model(b, x), feeds, opset, dtype, b.has_training, frozenset(b.must_stay))
+    return Case(finished(b, x), feeds, opset, dtype, b.has_training, frozenset(b.must_stay))
 
 
-def _model(b: Builder, x: Wire) -> onnx.ModelProto:
+def finished(b: Builder, x: Wire) -> onnx.ModelProto:
     read = {name for node in b.nodes for name in node.input}
     made = b.wires[1:]
     outputs = [w for w in made if w.name not in read or w is made[-1]]
@@ -657,7 +666,7 @@ def _shuffle(b: Builder, w: Wire) -> bool:
     return pick(b.choices, (_reshape, _transpose, _squeeze, _flatten))(b, w)
 
 
-_BETWEEN = ((_shuffle,), (_shuffle, _shuffle), (_shuffle, _affine, _shuffle))
+_BETWEEN = ((_shuffle,), (_shuffle, _shuffle), (_shuffle, affine, _shuffle))
 
 
 def layout_case(choices: Choices) -> Case:
@@ -667,13 +676,13 @@ def layout_case(choices: Choices) -> Case:
     x = Wire("x", shape, ("N", *shape[1:]) if chance(choices, 25) else shape, SINGLE)
     b.wires.append(x)
     between = pick(choices, _BETWEEN)
-    for step in pick(choices, ((_linear, *between, _affine), (_affine, *between, _linear))):
+    for step in pick(choices, ((linear, *between, affine), (affine, *between, linear))):
         for _ in range(3):
             if step(b, b.wires[-1]):
                 break
     if len(b.wires) == 1:
-        _same(b, x)
-    return Case(_model(b, x), {"x": b.feed(shape, SINGLE)}, 17, SINGLE, b.has_training, frozenset(b.must_stay))
+        same(b, x)
+    return Case(finished(b, x), {"x": b.feed(shape, SINGLE)}, 17, SINGLE, b.has_training, frozenset(b.must_stay))
 
 
 @st.composite

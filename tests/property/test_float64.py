@@ -1,6 +1,7 @@
 """The float64 evaluator is what the property tests trust, so it is judged first: ONNX's own node tests, then ORT."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import onnxruntime as ort
 import pytest
 from ml_dtypes import finfo
 
-from tests.property.graphs import OPSETS, RandomChoices, random_case
+from tests.property.carriers import carrier_case
+from tests.property.graphs import OPSETS, Case, RandomChoices, random_case
 from tests.support.build import BFLOAT16
 from tests.support.float64 import Evaluator, is_float, limits, round_to
 
@@ -28,6 +30,10 @@ COVERED = {
         "Relu",
     ),
     *("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
+    *("Abs", "LeakyRelu", "PRelu", "HardSigmoid", "Clip", "Max", "Min", "Sum", "Concat", "Split", "Slice", "Gather"),
+    *("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"),
+    *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"),
+    *("Pad", "Resize", "Expand", "DepthToSpace", "SpaceToDepth"),
 }
 
 
@@ -39,8 +45,18 @@ def _node_tests() -> list[Any]:
         return load_model_tests(kind="node")
 
 
+EXCEPT = (
+    *("cubic", "antialias", "tf_crop", "symmetric", "_axes_", "_not_", "scales_linear_align"),
+    *("empty_set", "argmax_2d_precomputed_strides", "training_mode"),
+    "ceil_last_window_starts_on_pad",  # three digits are given
+)
+"""Names of what is not generated: other ways to resize, no elements at all, places counted by columns."""
+
+
 def _is_covered(case: Any) -> bool:
     nodes = case.model.graph.node
+    if any(part in case.name for part in EXCEPT):
+        return False
     if len(nodes) != 1 or nodes[0].op_type not in COVERED or nodes[0].domain:
         return False
     if nodes[0].op_type == "Dropout":
@@ -52,7 +68,7 @@ def _is_covered(case: Any) -> bool:
 def test_it_agrees_with_the_node_tests_of_onnx() -> None:
     cases = [case for case in _node_tests() if _is_covered(case)]
     assert {case.model.graph.node[0].op_type for case in cases} == COVERED
-    assert len(cases) >= 90
+    assert len(cases) >= 230
     for case in cases:
         for inputs, outputs in case.data_sets:
             names = [v.name for v in case.model.graph.input]
@@ -63,10 +79,11 @@ def test_it_agrees_with_the_node_tests_of_onnx() -> None:
             assert (np.abs(values[name].value - outputs[0]) <= permitted).all(), case.name
 
 
-def test_it_agrees_with_onnxruntime_on_generated_graphs() -> None:
+@pytest.mark.parametrize("make", [random_case, carrier_case])
+def test_it_agrees_with_onnxruntime_on_generated_graphs(make: Callable[..., Case]) -> None:
     judged = 0
     for seed in range(60):
-        case = random_case(RandomChoices(seed), dtype=np.dtype(np.float32), tame=True)
+        case = make(RandomChoices(seed), dtype=np.dtype(np.float32), tame=True)
         if case.has_training:
             continue
         options = ort.SessionOptions()
@@ -83,6 +100,9 @@ def test_it_agrees_with_onnxruntime_on_generated_graphs() -> None:
         for output, array in zip(case.model.graph.output, expected, strict=True):
             value = values[output.name]
             assert value.value.shape == array.shape
+            if not is_float(array.dtype):
+                assert np.array_equal(value.value, array), seed
+                continue
             bound = 64 * float(limits(np.dtype(np.float32)).eps) * np.max(value.size, initial=1e-6)
             assert np.all(np.abs(value.value - array) <= bound), seed
         judged += 1

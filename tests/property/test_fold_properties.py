@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bnpass.errors import RefusalId
 from bnpass.passes import FoldBatchNorm
+from tests.property.carriers import carrier_cases
 from tests.property.graphs import BRAIN, DOUBLE, HALF, SINGLE, Case, cases, layout_cases
 from tests.property.judge import judge, summary
 from tests.support.build import model
@@ -75,6 +76,12 @@ def test_the_same_in_float64(case: Case) -> None:
 @examples(600)
 @given(layout_cases())
 def test_affines_keep_their_axis_through_layout_ops(case: Case) -> None:
+    _judged(case)
+
+
+@examples(1000)
+@given(carrier_cases())
+def test_affines_pass_branches_pools_and_padding(case: Case) -> None:
     _judged(case)
 
 

@@ -1,14 +1,8 @@
 """ONNX graphs evaluated in float64 (long double on request), with bounds that come along.
 
 An own reading of the operator specifications, in NumPy: nothing of bnpass and nothing of onnx.reference is
-used, so that neither judges itself. With every value travel
-
-    size        the sum of magnitudes, Σ|w||x| + |b|, of the way it was computed
-    roundings   how many rounded tensors stand in a row on the way to it
-    underflow   what numbers too small for their type may have cost, absolute
-
-so that two graphs that are equal over the reals, one of them with constants rounded to unit roundoff u, differ
-by at most ``roundings·u·size + underflow``.
+used, so that neither judges itself. What the bounds are is said in ``float64_values``; pools, branches and resampling
+are in ``float64_ops``.
 """
 
 import math
@@ -17,163 +11,52 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Attributes = Mapping[str, Any]
+from tests.support import float64_ops as ops
+from tests.support.float64_ops import axes_of, conv_pads, required, spatial
+from tests.support.float64_values import (
+    FLOATS,
+    Array,
+    Attributes,
+    Judged,
+    bilinear,
+    is_float,
+    limits,
+    moved,
+    multiplied,
+    plain,
+    reciprocal,
+    round_to,
+    scaled,
+    square_root,
+    summed,
+    unit_roundoff,
+)
 
-_FLOATS = {
-    onnx.TensorProto.FLOAT16: np.dtype(np.float16),
-    onnx.TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-    onnx.TensorProto.FLOAT: np.dtype(np.float32),
-    onnx.TensorProto.DOUBLE: np.dtype(np.float64),
-}
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether this is one of the float types of the generator."""
-    return dtype in _FLOATS.values()
-
-
-def limits(dtype: np.dtype[Any]) -> Any:
-    """Return finfo, bfloat16 included."""
-    return ml_dtypes.finfo(dtype) if dtype == ml_dtypes.bfloat16 else np.finfo(dtype)
-
-
-def unit_roundoff(dtype: np.dtype[Any]) -> float:
-    """Largest relative error of rounding to nearest."""
-    return float(limits(dtype).eps) / 2
-
-
-def round_to(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Round to nearest even by arithmetic on exponents: an own way, for every type, to judge others by."""
-    info = limits(dtype)
-    wide = np.asarray(x)
-    _, exponent = np.frexp(wide)
-    bits = 8 if dtype == ml_dtypes.bfloat16 else int(info.nmant) + 1
-    tiniest = round(math.log2(float(info.smallest_subnormal))) if dtype != np.float64 else -1074
-    quantum = np.maximum(exponent - bits, tiniest)
-    with np.errstate(all="ignore"):
-        rounded = np.ldexp(np.rint(np.ldexp(wide, -quantum)), quantum)
-        rounded = np.where(np.abs(rounded) > float(info.max), np.copysign(np.inf, wide), rounded)
-    return np.asarray(np.where(np.isfinite(wide), rounded, wide))
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """A value with its bounds.
-
-    Attributes:
-        value: The numbers, wide (or as they are, if they are no floats).
-        size: Sum of magnitudes.
-        roundings: Rounded tensors in a row on the way.
-        underflow: Absolute error through numbers below the normal range.
-        dtype: The type it has in the model.
-        constant: Whether it depends on no input.
-    """
-
-    value: Array
-    size: Array
-    roundings: int
-    underflow: Array
-    dtype: np.dtype[Any]
-    constant: bool = False
-
-
-def plain(array: Array, kind: Any = np.float64, *, constant: bool = False) -> Judged:
-    """Wrap an exact array."""
-    array = np.asarray(array)
-    if not is_float(array.dtype):
-        return Judged(array, array, 0, np.zeros(()), array.dtype, constant)
-    wide = array.astype(kind)
-    return Judged(wide, np.abs(wide), 0, np.zeros((), kind), array.dtype, constant)
-
-
-def _moved(x: Judged, move: Callable[[Array], Array]) -> Judged:
-    full = _full(x).underflow
-    underflow = full if full.ndim == 0 else move(full)
-    return replace(x, value=move(x.value), size=move(x.size), underflow=underflow)
-
-
-def _sum(a: Judged, b: Judged, sign: int = 1) -> Judged:
-    return Judged(
-        a.value + sign * b.value,
-        a.size + b.size,
-        max(a.roundings, b.roundings),
-        a.underflow + b.underflow,
-        a.dtype,
-        a.constant and b.constant,
-    )
-
-
-def _bilinear(a: Judged, b: Judged, apply: Callable[[Array, Array], Array]) -> Judged:
-    """Apply an op that is linear in either operand and has no negative coefficient of its own."""
-    lost = np.zeros((), a.value.dtype)
-    if a.underflow.any():
-        lost = lost + apply(np.broadcast_to(a.underflow, a.size.shape), b.size)
-    if b.underflow.any():
-        lost = lost + apply(a.size + a.underflow, np.broadcast_to(b.underflow, b.size.shape))
-    value, size = apply(a.value, b.value), apply(a.size, b.size)
-    return Judged(value, size, a.roundings + b.roundings, lost, a.dtype, a.constant and b.constant)
-
-
-def _scaled(x: Judged, factor: float) -> Judged:
-    return replace(x, value=factor * x.value, size=abs(factor) * x.size, underflow=abs(factor) * x.underflow)
-
-
-def _product(a: Judged, b: Judged) -> Judged:
-    return _bilinear(a, b, np.multiply)
-
-
-def _reciprocal(x: Judged) -> Judged:
-    with np.errstate(all="ignore"):
-        value = 1 / x.value
-        return replace(x, value=value, size=np.abs(value), underflow=x.underflow * value * value)
-
-
-def _square_root(x: Judged) -> Judged:
-    with np.errstate(all="ignore"):
-        value = np.sqrt(x.value)
-        return replace(x, value=value, size=np.abs(value), underflow=np.zeros((), value.dtype))
-
-
-def _relu(x: Judged) -> Judged:
-    return replace(x, value=np.maximum(x.value, 0))
-
+__all__ = [
+    "Array",
+    "Evaluator",
+    "Judged",
+    "conv",
+    "conv_transpose",
+    "is_float",
+    "limits",
+    "round_to",
+    "unit_roundoff",
+]
 
 # --- convolutions ---------------------------------------------------------------------------------------------------
-
-
-def _spatial(attributes: Attributes, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    ones = [1] * len(kernel)
-    return list(attributes.get("strides") or ones), list(attributes.get("dilations") or ones)
-
-
-def _conv_pads(attributes: Attributes, lengths: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
-    strides, dilations = _spatial(attributes, kernel)
-    auto = attributes.get("auto_pad", "NOTSET")
-    count = len(kernel)
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = []
-        for n, k, s, d in zip(lengths, kernel, strides, dilations, strict=True):
-            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-            small, large = total // 2, total - total // 2
-            pads.append((small, large) if auto == "SAME_UPPER" else (large, small))
-        return pads
-    flat = list(attributes.get("pads") or [0] * 2 * count) if auto == "NOTSET" else [0] * 2 * count
-    return list(zip(flat[:count], flat[count:], strict=True))
 
 
 def conv(x: Array, w: Array, attributes: Attributes) -> Array:
     """Conv-11: cross-correlation over zero-padded input, group by group."""
     kernel = w.shape[2:]
-    strides, dilations = _spatial(attributes, kernel)
+    strides, dilations = spatial(attributes, kernel)
     group = int(attributes.get("group", 1))
-    pads = _conv_pads(attributes, x.shape[2:], kernel)
+    pads = conv_pads(attributes, x.shape[2:], kernel)
     x = np.pad(x, [(0, 0), (0, 0), *pads])
     lengths = [
         (n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
@@ -211,7 +94,7 @@ def _transposed_window(
 def conv_transpose(x: Array, w: Array, attributes: Attributes) -> Array:
     """ConvTranspose-11: every input point adds its scaled kernel to the output, which is then cropped."""
     kernel = w.shape[2:]
-    strides, dilations = _spatial(attributes, kernel)
+    strides, dilations = spatial(attributes, kernel)
     group = int(attributes.get("group", 1))
     extra = list(attributes.get("output_padding") or [0] * len(kernel))
     full = [
@@ -233,37 +116,30 @@ def conv_transpose(x: Array, w: Array, attributes: Attributes) -> Array:
 
 
 def _channels(bias: Judged, rank: int) -> Judged:
-    return _moved(bias, lambda a: a.reshape(-1, *[1] * (rank - 2)))
+    return moved(bias, lambda a: a.reshape(-1, *[1] * (rank - 2)))
 
 
 def _convolution(inputs: list[Judged | None], attributes: Attributes, op: Callable[..., Array]) -> Judged:
-    x, w = _given(inputs, 2)
-    y = _bilinear(x, w, lambda a, b: op(a, b, attributes))
+    x, w = required(inputs, 2)
+    y = bilinear(x, w, lambda a, b: op(a, b, attributes))
     bias = inputs[2] if len(inputs) > 2 else None
-    return y if bias is None else _sum(y, _channels(bias, y.value.ndim))
-
-
-def _given(inputs: list[Judged | None], count: int) -> list[Judged]:
-    found = [v for v in inputs[:count] if v is not None]
-    if len(found) != count:
-        raise ValueError("a required input is missing")
-    return found
+    return y if bias is None else summed(y, _channels(bias, y.value.ndim))
 
 
 def _gemm(inputs: list[Judged | None], attributes: Attributes) -> Judged:
-    a, b = _given(inputs, 2)
-    a = _moved(a, np.transpose) if attributes.get("transA", 0) else a
-    b = _moved(b, np.transpose) if attributes.get("transB", 0) else b
-    y = _scaled(_bilinear(a, b, np.matmul), float(np.float32(attributes.get("alpha", 1.0))))
+    a, b = required(inputs, 2)
+    a = moved(a, np.transpose) if attributes.get("transA", 0) else a
+    b = moved(b, np.transpose) if attributes.get("transB", 0) else b
+    y = scaled(bilinear(a, b, np.matmul), float(np.float32(attributes.get("alpha", 1.0))))
     c = inputs[2] if len(inputs) > 2 else None
-    return y if c is None else _sum(y, _scaled(c, float(np.float32(attributes.get("beta", 1.0)))))
+    return y if c is None else summed(y, scaled(c, float(np.float32(attributes.get("beta", 1.0)))))
 
 
 # --- batch normalization --------------------------------------------------------------------------------------------
 
 
 def _batch_norm(inputs: list[Judged | None], attributes: Attributes, opset: int, outputs: int) -> Judged:
-    x, *parameters = _given(inputs, 5)
+    x, *parameters = required(inputs, 5)
     scale, bias, mean, var = (_channels(p, x.value.ndim) for p in parameters)
     epsilon = plain(np.float64(np.float32(attributes.get("epsilon", 1e-5))), x.value.dtype.type, constant=True)
     trains = attributes.get("training_mode", 0) if opset >= 14 else outputs > 1
@@ -273,47 +149,33 @@ def _batch_norm(inputs: list[Judged | None], attributes: Attributes, opset: int,
         axes = (0, *range(2, x.value.ndim))
         mean = plain(x.value.mean(axes, keepdims=True), x.value.dtype.type)
         var = plain(x.value.var(axes, keepdims=True), x.value.dtype.type)
-    gain = _product(scale, _reciprocal(_square_root(_sum(var, epsilon))))
-    centred = _sum(x, mean, -1)
-    return replace(_sum(_product(centred, gain), bias), dtype=x.dtype)
+    gain = multiplied(scale, reciprocal(square_root(summed(var, epsilon))))
+    centred = summed(x, mean, -1)
+    return replace(summed(multiplied(centred, gain), bias), dtype=x.dtype)
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
-def _axes(inputs: list[Judged | None], attributes: Attributes) -> tuple[int, ...] | None:
-    if attributes.get("axes") is not None:
-        return tuple(attributes["axes"])
-    given = inputs[1] if len(inputs) > 1 else None
-    return None if given is None else tuple(int(i) for i in given.value.reshape(-1))
-
-
 def _reshape(inputs: list[Judged | None], attributes: Attributes) -> Judged:
-    x, shape = _given(inputs, 2)
+    x, shape = required(inputs, 2)
     old = x.value.shape
     zeros = attributes.get("allowzero", 0)
     new = [old[i] if d == 0 and not zeros else int(d) for i, d in enumerate(shape.value.reshape(-1))]
-    return _moved(x, lambda a: a.reshape(new))
-
-
-def _full(x: Judged) -> Judged:
-    """Give the underflow bound the shape of the value, for ops that count elements."""
-    if x.underflow.ndim == 0:
-        return x
-    return replace(x, underflow=np.broadcast_to(x.underflow, x.value.shape))
+    return moved(x, lambda a: a.reshape(new))
 
 
 def _flatten(x: Judged, attributes: Attributes) -> Judged:
     axis = attributes.get("axis", 1)
     axis = axis + x.value.ndim if axis < 0 else axis
     lead = math.prod(x.value.shape[:axis])
-    return _moved(x, lambda a: a.reshape(lead, -1))
+    return moved(x, lambda a: a.reshape(lead, -1))
 
 
 def _unsqueeze(x: Judged, axes: tuple[int, ...] | None) -> Judged:
     if axes is None:
         raise ValueError("Unsqueeze without axes")
-    return _moved(x, lambda a: np.expand_dims(a, axes))
+    return moved(x, lambda a: np.expand_dims(a, axes))
 
 
 # --- the graph ------------------------------------------------------------------------------------------------------
@@ -378,55 +240,87 @@ class Evaluator:
             case "BatchNormalization":
                 return [_batch_norm(inputs, attributes, opset, len(node.output))]
             case "MatMul":
-                return [_bilinear(*_given(inputs, 2), np.matmul)]
+                return [bilinear(*required(inputs, 2), np.matmul)]
             case "Add" | "Sub" | "Mul" | "Div":
-                return [_arithmetic(node.op_type, *_given(inputs, 2))]
-            case _:
-                return self._unary(node, inputs, attributes)
-
-    def _unary(self, node: onnx.NodeProto, inputs: list[Judged | None], attributes: Attributes) -> list[Judged]:
-        (x,) = _given(inputs, 1)
-        match node.op_type:
+                return [_arithmetic(node.op_type, *required(inputs, 2))]
             case "Cast":
-                return [self._cast(x, attributes["to"])]
-            case "Neg":
-                return [_scaled(x, -1)]
-            case "Relu":
-                return [_relu(x)]
-            case "Identity":
-                return [x]
+                return [self._cast(*required(inputs, 1), attributes["to"])]
+            case "Split":
+                return ops.split(inputs, attributes, len(node.output))
+            case "MaxPool":
+                return ops.max_pool(*required(inputs, 1), attributes, len(node.output))
             case "Dropout":
-                trains = len(inputs) > 2 and inputs[2] is not None and bool(inputs[2].value.any())
-                ratio = inputs[1].value if len(inputs) > 1 and inputs[1] is not None else 0.5
-                if trains and np.any(ratio != 0):
-                    raise ValueError("Dropout in training mode is random")
-                return [x, plain(np.ones(x.value.shape, bool))]
-            case "Reshape":
-                return [_reshape(inputs, attributes)]
+                return _dropout(inputs)
             case _:
-                return [_layout(node.op_type, x, inputs, attributes)]
+                return [_single(node.op_type, inputs, attributes, opset)]
 
     def _cast(self, x: Judged, to: int) -> Judged:
-        if to not in _FLOATS:
+        if to not in FLOATS:
             raise ValueError(f"Cast to {to}")
-        dtype = _FLOATS[to]
+        dtype = FLOATS[to]
         if x.constant:  # a constant is what the file says; an activation is not rounded over the reals
             value = round_to(x.value, dtype).astype(self.kind)
             return replace(x, value=value, size=np.abs(value), dtype=dtype)
         return replace(x, dtype=dtype)
 
 
+def _dropout(inputs: list[Judged | None]) -> list[Judged]:
+    (x,) = required(inputs, 1)
+    trains = len(inputs) > 2 and inputs[2] is not None and bool(inputs[2].value.any())
+    ratio = inputs[1].value if len(inputs) > 1 and inputs[1] is not None else 0.5
+    if trains and np.any(ratio != 0):
+        raise ValueError("Dropout in training mode is random")
+    return [x, plain(np.ones(x.value.shape, bool))]
+
+
+def _single(op_type: str, inputs: list[Judged | None], attributes: Attributes, opset: int) -> Judged:
+    """Evaluate an op with one result that needs to know nothing of the model."""
+    match op_type:
+        case "Relu" | "Abs" | "LeakyRelu" | "PRelu" | "HardSigmoid" | "Clip":
+            return ops.activation(op_type, inputs, attributes)
+        case "Sum" | "Max" | "Min":
+            return ops.joined(op_type, inputs)
+        case "Concat":
+            return ops.concat(inputs, attributes)
+        case "Slice":
+            return ops.cut(inputs, attributes)
+        case "Gather":
+            return ops.gather(inputs, attributes)
+        case "AveragePool":
+            return ops.average_pool(*required(inputs, 1), attributes)
+        case "Pad":
+            return ops.pad(inputs, attributes)
+        case "Resize" | "Upsample":
+            return ops.resize(inputs, attributes, opset)
+        case "Expand":
+            return ops.expand(inputs)
+        case _ if op_type.startswith(("Reduce", "Global")):
+            return ops.reduced(op_type, inputs, attributes)
+        case _:
+            return _layout(op_type, *required(inputs, 1), inputs, attributes)
+
+
 def _layout(op_type: str, x: Judged, inputs: list[Judged | None], attributes: Attributes) -> Judged:
     match op_type:
+        case "Identity":
+            return x
+        case "Neg":
+            return scaled(x, -1)
+        case "Reshape":
+            return _reshape(inputs, attributes)
         case "Transpose":
-            return _moved(x, lambda a: np.transpose(a, attributes.get("perm")))
+            return moved(x, lambda a: np.transpose(a, attributes.get("perm")))
         case "Flatten":
             return _flatten(x, attributes)
         case "Squeeze":
-            axes = _axes(inputs, attributes)
-            return _moved(x, lambda a: np.squeeze(a, axes))
+            axes = axes_of(inputs, attributes)
+            return moved(x, lambda a: np.squeeze(a, axes))
         case "Unsqueeze":
-            return _unsqueeze(x, _axes(inputs, attributes))
+            return _unsqueeze(x, axes_of(inputs, attributes))
+        case "DepthToSpace":
+            return ops.depth_to_space(x, attributes)
+        case "SpaceToDepth":
+            return ops.space_to_depth(x, attributes)
         case _:
             raise ValueError(f"{op_type} is not covered")
 
@@ -434,13 +328,13 @@ def _layout(op_type: str, x: Judged, inputs: list[Judged | None], attributes: At
 def _arithmetic(op_type: str, a: Judged, b: Judged) -> Judged:
     match op_type:
         case "Add":
-            return _sum(a, b)
+            return summed(a, b)
         case "Sub":
-            return _sum(a, b, -1)
+            return summed(a, b, -1)
         case "Mul":
-            return _product(a, b)
+            return multiplied(a, b)
         case _:
-            return replace(_product(a, _reciprocal(b)), value=a.value / b.value)
+            return replace(multiplied(a, reciprocal(b)), value=a.value / b.value)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

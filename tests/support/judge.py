@@ -47,6 +47,7 @@ class Result:
     modified: bool
     folded: tuple[Folded, ...]
     kept: tuple[Kept, ...]
+    options: FoldOptions | None = None
 
     @property
     def ops(self) -> list[str]:
@@ -71,7 +72,7 @@ def fold(model: ir.Model, options: FoldOptions | None = None) -> Result:
     after = ir.from_proto(ir.to_proto(model))
     done = FoldBatchNorm(options)
     outcome = done(after)
-    return Result(before, outcome.model, bool(outcome.modified), done.folded, done.kept)
+    return Result(before, outcome.model, bool(outcome.modified), done.folded, done.kept, options)
 
 
 def folded_and_right(
@@ -89,7 +90,7 @@ def is_right(result: Result, feeds: Sequence[Feeds] | None = None) -> None:
     interface_is_unchanged(result.before, result.after)
     nothing_dangles(result.before, result.after)
     flag_is_honest(result.before, result.after, result.modified)
-    second_fold_changes_nothing(result.after)
+    second_fold_changes_nothing(result.after, result.options)
     if result.modified:
         agree(result.before, result.after, draws(result.before) if feeds is None else feeds)
 
@@ -147,9 +148,9 @@ def serialized(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def second_fold_changes_nothing(after: ir.Model) -> None:
+def second_fold_changes_nothing(after: ir.Model, options: FoldOptions | None = None) -> None:
     """Assert that a fold of the result, read back from bytes, finds nothing to do."""
-    again = fold(after)
+    again = fold(after, options)
     assert not again.modified, f"a second fold still folds {again.folded}"
     assert serialized(again.after) == serialized(again.before)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import carrier_table
 import folding_table
 import operator_table
 from mutant import Mutant
@@ -34,6 +35,15 @@ SUITES = {
             ("tests/unit/test_refusals.py", "tests/unit/test_opsets.py", "tests/golden", "tests/museum/test_museum.py"),
         ),
         folding_table.BLIND,
+    ),
+    "carriers": Suite(
+        "Carriers, maps and costs of folding",
+        carrier_table.MUTANTS,
+        (
+            ("tests/golden",),
+            ("tests/property/test_fold_properties.py", "tests/unit/test_refusals.py"),
+        ),
+        carrier_table.BLIND,
     ),
     "operator": Suite(
         "Operators, layers, expansion and collectives",

@@ -51,11 +51,6 @@ class Rewrite:
     ops: tuple[tuple[str, Array | None], ...] | None = None
     operands: Mapping[int, Array] = field(default_factory=dict)
 
-    @property
-    def cost(self) -> int:
-        """Ops per element that runtimes do not fuse with what stands before."""
-        return sum(op_type in ("Max", "Min") for op_type, _ in self.ops or ())
-
 
 @dataclass(frozen=True, eq=False)
 class Passage:

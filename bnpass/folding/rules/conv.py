@@ -31,7 +31,7 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         out_axes=(0, 1),
         in_axes=(0, 2),
     )
-    bias = channel_bias_of(node, 2, scope, out_channels)
+    bias = channel_bias_of(node, weight, scope, out_channels)
     if isinstance(bias, Refusal):
         return bias
     return Linear(

@@ -30,7 +30,7 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         out_axes=(0, 2),
         in_axes=(0, 1),
     )
-    bias = channel_bias_of(node, 2, scope, out_per_group * group)
+    bias = channel_bias_of(node, weight, scope, out_per_group * group)
     if isinstance(bias, Refusal):
         return bias
     return Linear(

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import Bias, Linear, bias_of, refuse, weight_of
+from bnpass.folding.quantized.stored import Dequantized
 from bnpass.graph.constants import Constant
 from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout, wide
@@ -59,10 +60,15 @@ def _bias(node: ir.Node, weight: Constant, scope: Scope, channels: int, *, colum
         return refuse(node, f"has alpha {alpha} and beta {beta}", RefusalId.INVALID_STATISTICS)
     if beta == 0:
         return Bias(2, None, alpha, 1.0, column)
-    value = bias_of(node, 2, scope)
-    if isinstance(value, np.ndarray):
-        along = value.shape[:1] if column and value.ndim == 2 else () if column else value.shape[-1:]
-        if value.ndim > 2 or any(d not in (1, channels) for d in along):
-            return refuse(node, f"has a C of shape {list(value.shape)} for {channels} output channels")
-        value = value.astype(wide(weight.dtype.numpy())) * beta
-    return Bias(2, value, alpha, beta, column)
+    found = bias_of(node, weight, scope)
+    if not isinstance(found, Constant):
+        return Bias(2, found, alpha, beta, column)
+    value, stored = found.array(), found.stored if isinstance(found, Dequantized) else None
+    if stored is not None and (column or beta != 1 or value.shape != (channels,)):
+        told = f"has a quantized C of shape {list(value.shape)}, and beta {beta}"
+        return Bias(2, refuse(node, told, RefusalId.QUANTIZED_WEIGHT), alpha, beta, column)
+    along = value.shape[:1] if column and value.ndim == 2 else () if column else value.shape[-1:]
+    if value.ndim > 2 or any(d not in (1, channels) for d in along):
+        return refuse(node, f"has a C of shape {list(value.shape)} for {channels} output channels")
+    value = value.astype(wide(weight.dtype.numpy())) * beta
+    return Bias(2, value, alpha, beta, column, stored)
