@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bnpass.api.diff import DiffResult, diff
     from bnpass.api.expand import ExpandResult, expand
     from bnpass.api.export import ExportResult, export
     from bnpass.api.fold import FoldResult, fold
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bnpass.verification import Verification, verify
 
 __all__ = [
+    "DiffResult",
     "ExpandOptions",
     "ExpandResult",
     "ExportOptions",
@@ -29,6 +31,7 @@ __all__ = [
     "FoldResult",
     "Verification",
     "__version__",
+    "diff",
     "expand",
     "export",
     "fold",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DiffResult": "bnpass.api.diff",
     "ExpandOptions": "bnpass.expansion.options",
     "ExpandResult": "bnpass.api.expand",
     "ExportOptions": "bnpass.exporting.options",
@@ -45,6 +49,7 @@ _HOMES = {
     "FoldOptions": "bnpass.folding.options",
     "FoldResult": "bnpass.api.fold",
     "Verification": "bnpass.verification",
+    "diff": "bnpass.api.diff",
     "expand": "bnpass.api.expand",
     "export": "bnpass.api.export",
     "fold": "bnpass.api.fold",

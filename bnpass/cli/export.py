@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from bnpass.cli.progress import Progress
-from bnpass.cli.transform import count, report_file
+from bnpass.cli.report_file import Stopwatch, add_report, report_file
+from bnpass.cli.transform import count
 from bnpass.errors import ExitCode, UsageError
 
 
@@ -54,7 +55,7 @@ def add_to(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="calls that are compared with the framework, in training at least 5 steps (default 3; 0: none)",
     )  # fmt: skip
     parser.add_argument("--seed", type=count, default=0, help="seed of their inputs, and of Dropout (default 0)")
-    parser.add_argument("--report", metavar="FILE", type=Path, help="also write the report as JSON")
+    add_report(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run)
 
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
     )
     models = (arguments.input, *([arguments.output] if arguments.output else []))
     with report_file(arguments.report, models, force=arguments.force) as write, Progress(quiet=arguments.quiet) as bar:
+        progress = Stopwatch(bar)
         result = export(
             arguments.input,
             arguments.output,
@@ -86,8 +88,8 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             sync=arguments.sync,
             trust_model=arguments.trust_model,
             force=arguments.force,
-            progress=bar,
-            on_checked=write,
+            progress=progress,
+            on_checked=progress.timed(write),
         )
     if not arguments.quiet:
         print(result.report.to_text())

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from bnpass import __version__
-from bnpass.cli import doctor, expand, explain, export, fold, verify
+from bnpass.cli import diff, doctor, expand, explain, export, fold, verify
 from bnpass.errors import BnpassError, ExitCode
 
 _COLLECT_AFTER = 200_000
@@ -17,12 +17,12 @@ _COLLECT_AFTER = 200_000
 _EPILOG = """\
 exit codes:
   0   done, and checked unless that was switched off
-  1   two models that should agree do not, or something installed does not work
+  1   two models that should agree do not, diff finds differences, or something installed does not work
   2   the call cannot be carried out: it is wrong, or needs a package that is not installed
   3   the model is refused: invalid or unsafe
   4   a file cannot be read or written, or exists already
   70  internal error: a bug in bnpass
-On any code but 0 no file was created or changed."""
+On any code but 0 no file was created or changed, but for the report of a diff that finds differences."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bnpass {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (export, fold, expand, explain, verify, doctor):
+    for verb in (export, fold, expand, explain, verify, diff, doctor):
         verb.add_to(verbs)
     return parser
 

@@ -4,8 +4,8 @@ The JSON form is described by ``report.schema.json`` beside this file; its ``sch
 changes its meaning or goes away.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnpass import __version__
@@ -62,6 +62,7 @@ class Report:
         kept: The nodes that stayed, with the reason.
         checks: The layers of checking.
         options: What the caller chose, a dataclass.
+        seconds: How long each stage took, if somebody had a clock running.
     """
 
     verb: ClassVar[str]
@@ -73,10 +74,11 @@ class Report:
     kept: tuple[Kept, ...]
     checks: tuple[Check, ...]
     options: "DataclassInstance"
+    seconds: Mapping[str, float] | None = field(default=None, kw_only=True)
 
     def to_text(self) -> str:
         """Return the table before/after, a line for each kept node, and what was checked."""
-        lines = [*self._title(), *_table(self.before, self.after), "", self._sum()]
+        lines = [*self._title(), *_table(self.before, self.after), "", self.summary()]
         if self.kept:
             lines += ["", *(str(kept) for kept in self.kept)]
         lines += ["", *(f"{'checked' if c.ran else 'not checked'}, {c.name}: {c.text}" for c in self.checks)]
@@ -97,13 +99,20 @@ class Report:
             **self._done(),
             "kept": [_plain(k) for k in self.kept],
             "checks": [asdict(c) for c in self.checks],
+            "seconds": None if self.seconds is None else dict(self.seconds),
         }
+
+    def to_html(self) -> str:
+        """Return the same as a page that needs nothing but itself."""
+        from bnpass.report.html import to_html  # which knows every report
+
+        return to_html(self)
 
     def _done(self) -> dict[str, Any]:
         """Return the verb's own part, as plain data."""
         raise NotImplementedError
 
-    def _sum(self) -> str:
+    def summary(self) -> str:
         """Return what was done, in one line."""
         raise NotImplementedError
 

@@ -24,7 +24,8 @@ class ExpandReport(Report):
     def _done(self) -> dict[str, Any]:
         return {"expanded": [asdict(e) for e in self.expanded], "collectives": asdict(self.collectives)}
 
-    def _sum(self) -> str:
+    def summary(self) -> str:
+        """Return what was done, in one line."""
         c = self.collectives
         text = f"batch normalization: {counted(len(self.expanded), 'node')} expanded, {len(self.kept)} kept; "
         if c.before == c.after:

@@ -1,7 +1,8 @@
 """The report of an export."""
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnpass import __version__
 from bnpass.census import Census
@@ -29,7 +30,10 @@ class ExportReport:
         notes: What a reader should know besides.
         checks: What was compared.
         options: What the caller chose, a dataclass.
+        seconds: How long each stage took, if somebody had a clock running.
     """
+
+    verb: ClassVar[str] = "export"
 
     name: str
     framework: str
@@ -41,14 +45,12 @@ class ExportReport:
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
     options: "DataclassInstance"
+    seconds: Mapping[str, float] | None = field(default=None, kw_only=True)
 
     def to_text(self) -> str:
         """Return what was exported, in a few lines."""
         lines = [f"{self.name} ({self.framework}) -> {self.target.path if self.target else 'memory'}", ""]
-        calls = sum(self.norms.values())
-        lines.append(
-            f"batch normalization: {counted(len(self.norms), 'layer')}, {counted(calls, 'call')}, a node for each"
-        )
+        lines.append(self.summary())
         if self.state[0]:
             lines.append(f"state: {counted(self.state[0], 'input')} with a default, {self.state[1]} updated")
         most = sorted(self.after.ops.items(), key=lambda item: (-item[1], item[0]))
@@ -60,11 +62,16 @@ class ExportReport:
         lines += ["", *(f"{'checked' if c.ran else 'not checked'}, {c.name}: {c.text}" for c in self.checks)]
         return "\n".join(lines)
 
+    def summary(self) -> str:
+        """Return what was done, in one line."""
+        calls = sum(self.norms.values())
+        return f"batch normalization: {counted(len(self.norms), 'layer')}, {counted(calls, 'call')}, a node for each"
+
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain data, in the form of ``report.schema.json``."""
         return {
             "schema": SCHEMA,
-            "verb": "export",
+            "verb": self.verb,
             "bnpass": __version__,
             "versions": versions(),
             "source": None if self.source is None else asdict(self.source),
@@ -76,4 +83,11 @@ class ExportReport:
             "after": asdict(self.after),
             "notes": list(self.notes),
             "checks": [asdict(c) for c in self.checks],
+            "seconds": None if self.seconds is None else dict(self.seconds),
         }
+
+    def to_html(self) -> str:
+        """Return the same as a page that needs nothing but itself."""
+        from bnpass.report.html import to_html  # which knows every report
+
+        return to_html(self)

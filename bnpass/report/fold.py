@@ -22,12 +22,21 @@ class FoldReport(Report):
     def _done(self) -> dict[str, Any]:
         return {"folded": [asdict(f) for f in self.folded]}
 
-    def _sum(self) -> str:
-        batch_norms = self.before.batch_norms - self.after.batch_norms
+    def summary(self) -> str:
+        """Return what was done, in one line."""
+        batch_norms = sum(len(folded.batch_norms) for folded in self.folded)
         still = {k.node for k in self.kept} | {node for f in self.folded for node in f.nodes}  # or counted elsewhere
         affines = sum(len(f.nodes) - len(f.batch_norms) - sum(n in still for n in f.into) for f in self.folded)
         kept = sum(k.op_type in ("BatchNormalization", "SyncBatchNormalization") for k in self.kept)
         return (
             f"batch normalization: {batch_norms} folded, {kept} kept; "
-            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept"
+            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept{self._rounding()}"
         )
+
+    def _rounding(self) -> str:
+        """Say what rounding quantized biases came to, if there were any."""
+        found = {one.node: one for folded in self.folded for one in folded.rounding}  # the last word of each op
+        if not found:
+            return ""
+        units, absolute = (max(getattr(one, name) for one in found.values()) for name in ("units", "absolute"))
+        return f"; quantized biases rounded: {len(found)}, by {units:.2f} of a unit and {absolute:.2g} at most"

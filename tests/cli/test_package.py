@@ -15,7 +15,7 @@ from tests.cli import models
 from tests.cli.command import ROOT, Call, command, python
 from tests.cli.models import written
 
-VERBS = ("export", "fold", "expand", "explain", "verify", "doctor")
+VERBS = ("export", "fold", "expand", "explain", "verify", "diff", "doctor")
 HEAVY = {"onnxruntime", "tensorflow", "onnxscript", "tf2onnx", "tf_keras", "keras", "sklearn", "mpi4py"}
 OF_OTHERS = {
     *("--allow-run-as-root", "--bind-to", "--map-by"),  # Open MPI
@@ -54,8 +54,8 @@ def test_fold_itself_imports_no_runtime(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert bnpass.__all__ == [
-        *("ExpandOptions", "ExpandResult", "ExportOptions", "ExportResult", "FoldOptions", "FoldResult"),
-        *("Verification", "__version__", "expand", "export", "fold", "get_library_path", "register", "verify"),
+        *("DiffResult", "ExpandOptions", "ExpandResult", "ExportOptions", "ExportResult", "FoldOptions", "FoldResult"),
+        *("Verification", "__version__", "diff", "expand", "export", "fold", "get_library_path", "register", "verify"),
     ]
 
 

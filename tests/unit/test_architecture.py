@@ -26,12 +26,14 @@ MAY_IMPORT = {
     "verification": {"model_io", "ops", "runtime", "semantics", "errors"},
     "exporting": {"collectives", "layers", "ops", "semantics", "errors", "verification"},
     "census": set(),
+    "comparison": {"errors", "graph", "model_io"},
     "passes": {"collectives", "expansion", "folding", "graph", "ops"},
-    "report": {"census", "expansion", "folding", "graph"},
+    "report": {"census", "comparison", "expansion", "folding", "graph"},
     "checks": {"errors", "expansion", "model_io", "ops", "passes", "report", "semantics", "verification"},
     "api": {
         "census",
         "checks",
+        "comparison",
         "errors",
         "expansion",
         "exporting",
@@ -41,8 +43,10 @@ MAY_IMPORT = {
         "ops",
         "passes",
         "report",
+        "verification",
     },
     "cli": {"api", "errors", "expansion", "exporting", "folding", "model_io", "report", "runtime", "verification"},
+    "integrations": {"api", "errors", "folding"},
     "__main__": {"cli"},
     "__init__": {"api", "expansion", "exporting", "folding", "runtime", "verification"},
 }
@@ -53,6 +57,7 @@ HEAVY = {
     "keras": {"exporting"},
     "tf_keras": {"exporting"},
     "onnxscript": set(),
+    "olive": {"integrations"},
 }
 
 
