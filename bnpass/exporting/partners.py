@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bnpass.exporting.capture.interception import norm_layers
 from bnpass.exporting.capture.state import plain
+from bnpass.exporting.errors import ExportError, first_line
 from bnpass.exporting.model import Exported
 from bnpass.exporting.options import ExportOptions
 from bnpass.exporting.signature import signature_of
@@ -93,25 +94,37 @@ class GraphPartner:
 
     def __init__(self, origin: Origin, exported: Exported) -> None:
         self._origin, self._exported = origin, exported
+        self._values = {s.input: s.state.default for s in exported.state}
 
     def state(self) -> dict[str, Array]:
-        """Return nothing: its variables are constants."""
-        return {}
+        """Return its variables, in the layout of the exported model."""
+        return {s.input: s.for_onnx(self._values[s.input]) for s in self._exported.state}
 
     def results(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Run it in a session of its own."""
+        """Run it in a session of its own, with the variables that it has, which then have their new values."""
         import tensorflow as tf
 
         exported = self._exported
         names = [str(value.name) for value in exported.model.graph.outputs]
+        given = {port.tensor: arrays[port.name] for port in exported.traced.inputs}
+        given |= {s.state.input.tensor: self._values[s.input] for s in exported.state}
         with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
             tf.import_graph_def(self._origin.graph_def, name="")
             present = {node.name for node in self._origin.graph_def.node}
-            ports = [port for port in exported.traced.inputs if port.tensor.split(":")[0] in present]
-            feeds = {graph.get_tensor_by_name(port.tensor): arrays[port.name] for port in ports}
-            return dict(zip(names, session.run(list(self._origin.outputs), feeds), strict=True))
+            feeds = {name: value for name, value in given.items() if name.split(":")[0] in present}
+            try:
+                found = dict(zip(names, session.run(list(self._origin.outputs), feeds), strict=True))
+            except tf.errors.OpError as error:  # ghost batches, for one, that the samples are not a multiple of
+                why = first_line(error, but=("Graph execution error", "Detected at", "Node:"))
+                raise ExportError(f"TensorFlow cannot run the graph on the samples of the check: {why}") from error
+        self._values |= {s.input: found[s.output] for s in exported.state if s.output}
+        return found
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Do nothing: it has no variables."""
-        yield
+        """Give its variables back the values that they had."""
+        before = dict(self._values)
+        try:
+            yield
+        finally:
+            self._values = before

@@ -33,11 +33,13 @@ class Origin:
 
     Attributes:
         graph_def: Without variables; it is run to compare the export with it.
-        outputs: Its tensors, in the order of ``Traced.outputs``.
+        outputs: Its tensors, in the order of the outputs of the exported model: updated variables come last.
+        notes: What is not in the export, and why.
     """
 
     graph_def: Any
     outputs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

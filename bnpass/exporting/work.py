@@ -1,7 +1,7 @@
 """One export of a live model from end to end: converted, compared with the framework, and told about."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -75,7 +75,8 @@ def carry_out_graph(traced: Traced, options: ExportOptions) -> Done:
     if traced.origin is None:
         raise TypeError("a model of Keras is exported by carry_out")
     exported = finish(traced, options)
-    return _done(exported, GraphPartner(traced.origin, exported), options, f"TensorFlow {tf.__version__}", None)
+    done = _done(exported, GraphPartner(traced.origin, exported), options, f"TensorFlow {tf.__version__}", None)
+    return replace(done, notes=(*traced.origin.notes, *done.notes))
 
 
 def _done(

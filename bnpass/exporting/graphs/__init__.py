@@ -4,7 +4,10 @@ files.py        a file becomes a GraphDef, a folder a SavedModel
 ends.py         inputs and outputs, as named or as found
 mode.py         a placeholder that says `training` becomes a constant
 flatten.py      functions are inlined, branches that are decided are taken (branches.py)
-freeze.py       variables become constants
+flat.py         so it has no functions and no variables either:
+    freeze.py       in inference they become constants
+    collected.py    in training, what the graph says of them   step.py: what a step runs
+    state.py        they become inputs, and what is written to them outputs; uses.py: where they are used
 refusals.py     what no export can hold, by name
 recognize.py    fused.py, formula.py: which ops are a batch normalization; moments.py: of which statistics
 replace.py      a marker takes the place of each

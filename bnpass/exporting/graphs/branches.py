@@ -5,9 +5,11 @@ Switch, Merge       TensorFlow 1: what the condition makes dead is followed from
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from bnpass.exporting.graphs.proto import (
+    add_integer,
     attribute,
     by_name,
     followed,
@@ -68,7 +70,7 @@ def _take(node: Any, nodes: _Nodes) -> bool:  # noqa: ANN401
     branch = attribute(node, "then_branch" if known else "else_branch").func
     types = attribute(node, "Tin").list, attribute(node, "Tout").list
     node.op = _CALL[node.op]
-    inputs = list(node.input[1:])
+    inputs = [*node.input[1:], f"^{node_of(node.input[0])}"]  # what the condition comes after, the call does too
     node.input[:] = inputs
     kept = [type(kind)() for kind in types]
     for copy, kind in zip(kept, types, strict=True):
@@ -95,9 +97,11 @@ def _drop_dead(graph_def: Any, nodes: _Nodes) -> bool:  # noqa: ANN401
         inputs = [reference for reference in node.input if not is_control(reference)]
         alive = [reference for reference in inputs if not dead.reads(reference)]
         if len(alive) == 1 < len(inputs):
-            names[f"{node.name}:1"] = _index(graph_def, node, inputs.index(alive[0]))
+            # its second output says which input it has taken
+            names[f"{node.name}:1"] = add_integer(graph_def, f"{node.name}/value_index", inputs.index(alive[0]))
             set_identity(node, alive[0])
     kept = [_copy(node) for node in graph_def.node if node.name not in dead.nodes and node.name not in taken]
+    _keep_order(kept, {name: nodes[name] for name in taken})
     rename_tensors(kept, followed(names))
     present = {node.name for node in kept}
     for node in kept:
@@ -106,6 +110,21 @@ def _drop_dead(graph_def: Any, nodes: _Nodes) -> bool:  # noqa: ANN401
     del graph_def.node[:]
     graph_def.node.extend(kept)
     return True
+
+
+def _keep_order(readers: Sequence[Any], switches: _Nodes) -> None:
+    """Let what reads a Switch come after what this comes after, and after its condition."""
+    for reader in readers:
+        order: dict[str, None] = {}
+        waiting, seen = [node_of(reference) for reference in reader.input], set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name in switches and name not in seen:
+                seen.add(name)
+                data, condition, *before = switches[name].input
+                order |= dict.fromkeys([*before, f"^{node_of(condition)}"])
+                waiting += [node_of(data), node_of(condition)]
+        reader.input.extend(reference for reference in order if reference not in reader.input)
 
 
 def _copy(node: Any) -> Any:  # noqa: ANN401
@@ -144,14 +163,3 @@ class _Dead:
         if node.op in _MERGES:
             return all(self.reads(reference) for reference in node.input if not is_control(reference))
         return any(self.reads(reference) for reference in node.input)
-
-
-def _index(graph_def: Any, node: Any, position: int) -> str:  # noqa: ANN401
-    """Write which input a Merge has taken, its second output."""
-    from tensorflow.core.framework import types_pb2
-    from tensorflow.python.framework import tensor_util
-
-    constant = graph_def.node.add(name=f"{node.name}/value_index", op="Const")
-    constant.attr["dtype"].type = types_pb2.DT_INT32
-    constant.attr["value"].tensor.CopyFrom(tensor_util.make_tensor_proto(position, dtype="int32", shape=[]))
-    return f"{constant.name}:0"

@@ -3,13 +3,12 @@
 Found are the placeholders without a default, and the tensors that depend on them and that nothing reads.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.graphs.freeze import VARIABLES, is_write
-from bnpass.exporting.graphs.proto import attribute, by_name, is_control, node_of, set_identity, tensor_of
+from bnpass.exporting.graphs.proto import attribute, behind, by_name, is_control, node_of, set_identity, tensor_of
 from bnpass.exporting.ports import Port, unique
 
 _PLACEHOLDERS = ("Placeholder", "PlaceholderV2")
@@ -41,13 +40,19 @@ def find_inputs(graph_def: Any) -> list[str]:  # noqa: ANN401  untyped protobufs
     return [f"{node.name}:0" for node in graph_def.node if node.op in _PLACEHOLDERS]
 
 
-def find_outputs(graph_def: Any, inputs: Sequence[str]) -> list[str]:  # noqa: ANN401
+def find_outputs(graph_def: Any, inputs: Sequence[str], but: Sequence[str] = ()) -> list[str]:  # noqa: ANN401
     """Return the tensors that depend on an input and that nothing reads; of a FusedBatchNorm its first.
+
+    Args:
+        graph_def: The graph.
+        inputs: Tensors.
+        but: Nodes that are no outputs.
 
     Raises:
         ExportError: There is none.
     """
-    after = _behind(graph_def, {node_of(name) for name in inputs})
+    given = {node_of(name) for name in inputs}
+    after = behind(graph_def, given, control=False) - given - set(but)
     read = {tensor_of(r) for n in graph_def.node for r in n.input if not is_control(r)}
     nodes_read = {node_of(tensor) for tensor in read}
     found = []
@@ -73,22 +78,6 @@ def _width(node: Any) -> int:  # noqa: ANN401
             len(lengths) if lengths is not None else attribute(node, output.number_attr).i if output.number_attr else 1
         )
     return count
-
-
-def _behind(graph_def: Any, names: set[str]) -> set[str]:  # noqa: ANN401
-    """Return the nodes that depend on some, and these."""
-    readers: dict[str, list[str]] = defaultdict(list)
-    for node in graph_def.node:
-        for reference in node.input:
-            if not is_control(reference):
-                readers[node_of(reference)].append(node.name)
-    seen, waiting = set(names), list(names)
-    while waiting:
-        for reader in readers[waiting.pop()]:
-            if reader not in seen:
-                seen.add(reader)
-                waiting.append(reader)
-    return seen - names
 
 
 def cut(graph_def: Any, inputs: Sequence[Port]) -> None:  # noqa: ANN401

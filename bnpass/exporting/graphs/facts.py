@@ -42,10 +42,12 @@ class Facts:
     Attributes:
         graph: A ``tf.Graph`` of which all ops are needed.
         outputs: Names of the tensors that are outputs.
+        state: Names of the ops that are variables: constants, as far as the data are concerned.
     """
 
     graph: Any
     outputs: frozenset[str]
+    state: frozenset[str] = frozenset()
     _constant: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
@@ -68,7 +70,7 @@ class Facts:
         return order[::-1]
 
     def is_constant(self, tensor: Tensor) -> bool:
-        """Whether nothing but constants go into a tensor."""
+        """Whether nothing but constants and variables go into a tensor."""
         waiting, seen = [tensor.op], {tensor.op.name}
         while waiting:
             op = waiting.pop()
@@ -76,7 +78,8 @@ class Facts:
                 if not self._constant[op.name]:
                     return self._remember(tensor, False)
                 continue
-            if op.type != "Const" and (not op.inputs or _is_random(op)):
+            is_given = op.type == "Const" or op.name in self.state
+            if not is_given and (not op.inputs or _is_random(op)):
                 return self._remember(tensor, False)
             for read in op.inputs:
                 if read.op.name not in seen:

@@ -16,19 +16,21 @@ _CONTROL_FLOW = ("If", "StatelessIf", "While", "StatelessWhile", "Case", "Statel
 _DEPTH = 50
 
 
-def flattened(graph_def: Any, keep: Sequence[str]) -> Any:  # noqa: ANN401  untyped protobufs
+def flattened(graph_def: Any, keep: Sequence[str], besides: Sequence[str] = ()) -> Any:  # noqa: ANN401  untyped protobufs
     """Return a graph with its calls inlined and its decided branches taken.
 
     Args:
         graph_def: Changed in place.
         keep: The tensors that are wanted.
+        besides: Nodes that are wanted too, unless they are in a branch that is not taken.
 
     Raises:
         ExportError: A call cannot be inlined; it is named.
     """
     _clean(graph_def)
     for _ in range(_DEPTH):
-        graph_def = pruned(graph_def, keep)
+        present = {node.name for node in graph_def.node}
+        graph_def = pruned(graph_def, [*keep, *(name for name in besides if name in present)])
         if decide(graph_def):
             continue
         if not inline_calls(graph_def):

@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 from bnpass.exporting.errors import ExportError
-from bnpass.exporting.graphs.proto import by_name, in_one_line, is_control, node_of
+from bnpass.exporting.graphs.proto import ancestors, by_name, in_one_line, is_control, node_of
 
 VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 _WRITES = re.compile(
@@ -74,11 +74,11 @@ def check_order(graph_def: Any, outputs: Sequence[str]) -> None:  # noqa: ANN401
     writes = {node.name: handle for node in graph_def.node if is_write(node) and (handle := _handle(node, nodes))}
     if not writes:
         return
-    for name in _ancestors([node_of(output) for output in outputs], nodes, control=False):
+    for name in ancestors([node_of(output) for output in outputs], nodes, control=False):
         node = nodes[name]
         handle = _handle(node, nodes) if _is_read(node, nodes) else ""
         if handle in writes.values():
-            before = _ancestors([name], nodes, control=True)
+            before = ancestors([name], nodes, control=True)
             if any(write in before for write, changed in writes.items() if changed == handle):
                 raise ExportError(f"'{name}' ({node.op}) reads variable '{handle}' after the graph has changed it")
 
@@ -98,15 +98,3 @@ def _handle(node: Any, nodes: dict[str, Any]) -> str:  # noqa: ANN401
         if node.op not in (*VARIABLES, *_THROUGH):
             return ""
     return str(node.name)
-
-
-def _ancestors(names: Sequence[str], nodes: dict[str, Any], *, control: bool) -> set[str]:
-    """Return nodes and those that they depend on, by value or also by order."""
-    seen, waiting = set(names), list(names)
-    while waiting:
-        for reference in nodes[waiting.pop()].input:
-            found = node_of(reference)
-            if found not in seen and (control or not is_control(reference)):
-                seen.add(found)
-                waiting.append(found)
-    return seen

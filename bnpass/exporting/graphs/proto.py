@@ -1,8 +1,8 @@
 """Nodes of a GraphDef by name, and what their inputs refer to."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from bnpass.exporting.errors import ExportError, first_line
@@ -70,6 +70,39 @@ def pruned(graph_def: Any, tensors: Iterable[str]) -> Any:  # noqa: ANN401
     return found
 
 
+def ancestors(
+    names: Iterable[str], nodes: Mapping[str, Any], *, control: bool, up_to: Collection[str] = ()
+) -> set[str]:
+    """Return nodes and those that they depend on, by value or also by order, and not what some of these depend on."""
+    seen = set(names)
+    waiting = [name for name in seen if name not in up_to]
+    while waiting:
+        for reference in nodes[waiting.pop()].input:
+            found = node_of(reference)
+            if found not in seen and (control or not is_control(reference)):
+                seen.add(found)
+                if found not in up_to:
+                    waiting.append(found)
+    return seen
+
+
+def behind(graph_def: Any, names: Iterable[str], *, control: bool) -> set[str]:  # noqa: ANN401
+    """Return nodes and those that depend on them, by value or also by order."""
+    readers: dict[str, list[str]] = defaultdict(list)
+    for node in graph_def.node:
+        for reference in node.input:
+            if control or not is_control(reference):
+                readers[node_of(reference)].append(node.name)
+    seen = set(names)
+    waiting = list(seen)
+    while waiting:
+        for reader in readers[waiting.pop()]:
+            if reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+    return seen
+
+
 def rename_tensors(nodes: Iterable[Any], names: dict[str, str]) -> None:
     """Let nodes read other tensors."""
     for node in nodes:
@@ -91,12 +124,40 @@ def followed(names: dict[str, str]) -> dict[str, str]:
 
 
 def set_identity(node: Any, source: str) -> None:  # noqa: ANN401
-    """Make a node with an attribute T the Identity of a tensor."""
+    """Make a node with an attribute T the Identity of a tensor; it stays behind what it comes after."""
     dtype = attribute(node, "T").type
     node.op = "Identity"
-    node.input[:] = [source]
+    node.input[:] = [source, *(reference for reference in node.input if is_control(reference))]
     node.attr.clear()
     node.attr["T"].type = dtype
+
+
+def free_name(graph_def: Any, name: str) -> str:  # noqa: ANN401
+    """Return a name that no node has, as close to another one as can be."""
+    taken = {node.name for node in graph_def.node}
+    while name in taken:
+        name += "_"
+    return name
+
+
+def add_integer(graph_def: Any, name: str, value: int) -> str:  # noqa: ANN401
+    """Add a constant of int32 to a graph; return its tensor."""
+    from tensorflow.core.framework import types_pb2
+    from tensorflow.python.framework import tensor_util
+
+    constant = graph_def.node.add(name=name, op="Const")
+    constant.attr["dtype"].type = types_pb2.DT_INT32
+    constant.attr["value"].tensor.CopyFrom(tensor_util.make_tensor_proto(value, dtype="int32", shape=[]))
+    return f"{name}:0"
+
+
+def imported(graph_def: Any) -> Any:  # noqa: ANN401
+    """Return a graph, in which TensorFlow has worked out types and shapes."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph, in_one_line("the graph is not one of TensorFlow"):
+        tf.import_graph_def(graph_def, name="")
+    return graph
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 A formula is one if
 
     - epsilon is a constant scalar, and both inv that it has are the same;
-    - scale and B are constants, and mean and var are constants too or provably those of x;
+    - mean and var are constants, as scale and B then, or provably those of x (renorm makes scale and B of them too);
     - mean, var, scale and B are of one shape that broadcasts along known channel axes, and does not widen x;
     - nothing else reads what lies between x and its end.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from bnpass.exporting.graphs.facts import Facts, shape_of
+from bnpass.exporting.graphs.facts import Facts, peel, shape_of
 from bnpass.exporting.graphs.formula import Formula, formulas
 from bnpass.exporting.graphs.found import Found
 from bnpass.exporting.graphs.fused import fused
@@ -66,9 +66,9 @@ def _norm(op: Any, formula: Formula, facts: Facts) -> Found | None:  # noqa: ANN
     if shape is None or X.dtype != op.outputs[0].dtype:
         return None
     vectors = [t for t in (formula.mean, formula.var, formula.scale, formula.B) if t is not None]
-    if any(not facts.is_constant(t) for t in (formula.scale, formula.B) if t is not None):
-        return None
     training = not (facts.is_constant(formula.mean) and facts.is_constant(formula.var))
+    if not training and any(not facts.is_constant(t) for t in (formula.scale, formula.B) if t is not None):
+        return None
     axes = _training_axes(formula, vectors, shape) if training else _constant_axes(vectors, shape)
     if axes is None or facts.is_constant(X):
         return None
@@ -86,7 +86,25 @@ def _norm(op: Any, formula: Formula, facts: Facts) -> Found | None:  # noqa: ANN
         B=formula.B,
         mean=None if training else formula.mean,
         var=None if training else formula.var,
+        moved=_batch_statistics(formula, axes, facts) if training else {},
     )
+
+
+def _batch_statistics(formula: Formula, axes: tuple[int, ...], facts: Facts) -> dict[str, Any]:
+    """Return mean and variance of the batch where others, as moving averages, read them too; scale and B must not."""
+    if len(axes) > 1 or any(not facts.is_constant(t) for t in (formula.scale, formula.B) if t is not None):
+        return {}
+    dtype = "float64" if formula.x.dtype.name == "float64" else "float32"
+    found = {}
+    for name, tensor in (("running_mean", formula.mean), ("running_var", formula.var)):
+        through = peel(tensor, dtype, shapers=True).through
+        if any(op.type == "Cast" or op.outputs[0].dtype.name != dtype for op in through):
+            continue  # the graph rounds them once more
+        vectors = [op for op in through if op.outputs[0].shape.rank == 1]
+        inside = {*formula.inner, *(op.name for op in through)}
+        if any(facts.used_outside(op, inside) for op in vectors):
+            found[name] = vectors[-1].outputs[0]
+    return found
 
 
 def _training_axes(formula: Formula, vectors: Sequence[Any], shape: tuple[int | None, ...]) -> tuple[int, ...] | None:

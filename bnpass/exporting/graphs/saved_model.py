@@ -7,6 +7,7 @@ from typing import Any
 
 from bnpass.errors import FileAccessError
 from bnpass.exporting.errors import ExportError
+from bnpass.exporting.graphs.collected import of_meta_graph
 from bnpass.exporting.graphs.files import read_saved_model
 from bnpass.exporting.graphs.freeze import VARIABLES, plain_errors
 from bnpass.exporting.graphs.mode import bind, says_training
@@ -30,7 +31,8 @@ def trace_saved_model(path: str | Path, signature_key: str | None = None, traini
     Args:
         path: Its folder.
         signature_key: By default ``serving_default``, or the only one that there is.
-        training: What a boolean input that says `training` is bound to.
+        training: What a boolean input that says `training` is bound to. In training the variables are inputs, as in
+            ``trace_graph``.
 
     Raises:
         FileAccessError: The folder cannot be read.
@@ -44,7 +46,8 @@ def trace_saved_model(path: str | Path, signature_key: str | None = None, traini
         with _session(meta, Path(path)) as session:
             bound = bind(meta.graph_def, training=training, names=modes)
             left = {name: tensor for name, tensor in inputs.items() if node_of(tensor) not in bound}
-            return trace_ends(meta.graph_def, session, left, outputs)
+            collected = of_meta_graph(meta) if training else None
+            return trace_ends(meta.graph_def, session, left, outputs, collected)
 
 
 def _signature(meta: Any, key: str | None, path: Path) -> Any:  # noqa: ANN401  untyped protobufs

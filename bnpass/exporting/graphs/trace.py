@@ -1,19 +1,19 @@
 """A graph of TensorFlow becomes a frozen one, in which a marker stands for each batch normalization."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bnpass.exporting.capture.calls import TOKEN, Calls
 from bnpass.exporting.errors import ExportError
 from bnpass.exporting.graphs import ends, refusals
+from bnpass.exporting.graphs.collected import Collected, of_graph
 from bnpass.exporting.graphs.facts import Facts
-from bnpass.exporting.graphs.flatten import flattened, without_order
+from bnpass.exporting.graphs.flat import Flat, with_constants, with_state
 from bnpass.exporting.graphs.found import Found
-from bnpass.exporting.graphs.freeze import check_order, frozen
 from bnpass.exporting.graphs.mode import bind
-from bnpass.exporting.graphs.proto import in_one_line, node_of, pruned
-from bnpass.exporting.graphs.recognize import recognized, suspected
+from bnpass.exporting.graphs.proto import imported, in_one_line, node_of, pruned
+from bnpass.exporting.graphs.recognize import recognized
 from bnpass.exporting.graphs.replace import replaced
 from bnpass.exporting.ports import Port
 from bnpass.exporting.trace import Origin, Traced
@@ -41,7 +41,8 @@ def trace_graph_def(
     Raises:
         ExportError: Something cannot be exported; node and op are named.
     """
-    return _trace(graph_def, None, inputs, outputs, training=training)
+    collected = Collected() if training else None
+    return _trace(graph_def, None, inputs, outputs, collected)
 
 
 def trace_graph(
@@ -59,28 +60,42 @@ def trace_graph(
         session: One of this graph, with its variables initialized.
         inputs: As in ``trace_graph_def``.
         outputs: As in ``trace_graph_def``.
-        training: As in ``trace_graph_def``.
+        training: As in ``trace_graph_def``. In training the variables are inputs, and those that a step updates are
+            outputs: what is in UPDATE_OPS and what the outputs run.
 
     Raises:
         ExportError: Something cannot be exported; node and op are named.
     """
-    return _trace(graph.as_graph_def(), session, inputs, outputs, training=training)
+    collected = of_graph(graph) if training else None
+    return _trace(graph.as_graph_def(), session, inputs, outputs, collected)
 
 
-def _trace(graph_def: Any, session: Any, inputs: Tensors, outputs: Tensors, *, training: bool) -> Traced:  # noqa: ANN401
+def _trace(
+    graph_def: Any,  # noqa: ANN401
+    session: Any,  # noqa: ANN401
+    inputs: Tensors,
+    outputs: Tensors,
+    collected: Collected | None,
+) -> Traced:
     copy = type(graph_def)()
     copy.CopyFrom(graph_def)
     with in_one_line("the graph cannot be read"):
-        bound = bind(copy, training=training)
+        bound = bind(copy, training=collected is not None)
         read = [name for name in inputs or () if node_of(name) not in bound]
         if inputs is None:
             read = ends.find_inputs(copy)
         if outputs is None:
-            outputs = ends.find_outputs(copy, read)
-        return trace_ends(copy, session, ends.named(read), ends.named(outputs))
+            outputs = ends.find_outputs(copy, read, collected.updates if collected else ())
+        return trace_ends(copy, session, ends.named(read), ends.named(outputs), collected)
 
 
-def trace_ends(graph_def: Any, session: Any, inputs: ends.Names, outputs: ends.Names) -> Traced:  # noqa: ANN401
+def trace_ends(
+    graph_def: Any,  # noqa: ANN401
+    session: Any,  # noqa: ANN401
+    inputs: ends.Names,
+    outputs: ends.Names,
+    collected: Collected | None = None,
+) -> Traced:
     """Trace a graph whose mode is bound and whose inputs and outputs have names.
 
     Args:
@@ -88,51 +103,54 @@ def trace_ends(graph_def: Any, session: Any, inputs: ends.Names, outputs: ends.N
         session: Holds the values of its variables; None if it has none.
         inputs: Tensors by the names that they are to have.
         outputs: As inputs.
+        collected: In training, what the graph says of its variables.
 
     Raises:
         ExportError: Something cannot be exported; node and op are named.
     """
     if not outputs:
         raise ExportError("the graph has no outputs")
-    flat, given = _flat(graph_def, session, inputs, outputs)
-    graph = _imported(flat)
-    made = ends.ports(graph, outputs)
-    facts = Facts(graph, frozenset(outputs.values()))
+    if collected is None or session is None:
+        flat = with_constants(graph_def, session, inputs, outputs)
+    else:
+        flat = with_state(graph_def, session, inputs, outputs, collected)
+    graph = imported(flat.graph_def)
+    updated = tuple(one.output for one in flat.state if one.output)
+    tensors = tuple(port.tensor for port in (*flat.outputs, *updated))
+    facts = Facts(graph, frozenset(tensors), frozenset(one.name for one in flat.state))
     found = recognized(facts)
     _check_outside(found, facts)
     calls = Calls()
     with in_one_line("batch normalization cannot be replaced"):
         marked, names = replaced(graph, found, calls)
-    moved = tuple(replace(port, tensor=names.get(port.tensor, port.tensor)) for port in made)
-    marked = pruned(marked, [port.tensor for port in moved])
-    final = _optimized(marked, [port.tensor for port in given], [port.tensor for port in moved])
+    moved = {tensor: names.get(tensor, tensor) for tensor in tensors}
+    given = [port.tensor for port in (*flat.inputs, *(one.input for one in flat.state))]
+    final = _optimized(pruned(marked, moved.values()), given, list(moved.values()))
     _check_counts(final, calls)
-    return Traced(final, given, moved, (), calls, Origin(flat, tuple(port.tensor for port in made)))
+    notes = (*flat.notes, *_notes(flat, is_training=collected is not None))
+    return Traced(
+        final,
+        flat.inputs,
+        tuple(replace(port, tensor=moved[port.tensor]) for port in flat.outputs),
+        tuple(replace(one, output=one.output and _moved(one.output, moved)) for one in flat.state),
+        calls,
+        Origin(flat.graph_def, tensors, notes),
+    )
 
 
-def _flat(graph_def: Any, session: Any, inputs: ends.Names, outputs: ends.Names) -> tuple[Any, tuple[Port, ...]]:  # noqa: ANN401
-    """Return a graph without functions and variables, and its inputs."""
-    given = ends.ports(_imported(pruned(graph_def, inputs.values())), inputs)
-    ends.cut(graph_def, given)
-    ends.take_defaults(graph_def)
-    flat = flattened(graph_def, list(outputs.values()))
-    check_order(flat, list(outputs.values()))
-    without_order(flat)
-    flat = pruned(flat, outputs.values())
-    refusals.check_ops(flat)
-    _check_inner(flat)
-    flat = pruned(frozen(flat, session, list(outputs.values())), outputs.values())
-    refusals.check_placeholders(flat, [node_of(tensor) for tensor in inputs.values()])
-    return flat, given
+def _moved(port: Port, names: Mapping[str, str]) -> Port:
+    return replace(port, tensor=names[port.tensor])
 
 
-def _imported(graph_def: Any) -> Any:  # noqa: ANN401
-    """Return a graph, in which TensorFlow has worked out types and shapes."""
-    import tensorflow as tf
-
-    with tf.Graph().as_default() as graph, in_one_line("the graph is not one of TensorFlow"):
-        tf.import_graph_def(graph_def, name="")
-    return graph
+def _notes(flat: Flat, *, is_training: bool) -> list[str]:
+    """Say what a reader of a training export would look for in vain."""
+    if not is_training:
+        return []
+    if not flat.state:
+        return ["the graph has no variables: its weights are constants, and no statistics come out"]
+    if not any(one.output for one in flat.state):
+        return ["the graph updates none of its variables: none of its ops is in UPDATE_OPS, and its outputs run none"]
+    return []
 
 
 def _optimized(graph_def: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:  # noqa: ANN401
@@ -152,21 +170,6 @@ def _check_outside(found: Sequence[Found], facts: Facts) -> None:
         if facts.is_inside(norm.X):
             raise ExportError(f"batch normalization '{norm.name}' is behind a Switch, in a loop or a branch that is "
                               "not decided")  # fmt: skip
-
-
-def _check_inner(flat: Any) -> None:  # noqa: ANN401
-    """Refuse batch normalization in a loop or a branch that is not decided: it would be lost there."""
-    from tensorflow.python.framework import function_def_to_graph
-
-    inner_graphs = list(refusals.inner_graphs(flat))
-    graph = _imported(flat if inner_graphs else type(flat)())
-    for node, function in inner_graphs:
-        with graph.as_default(), in_one_line(f"'{node.name}' ({node.op}) cannot be looked into"):
-            inner = function_def_to_graph.function_def_to_graph(function)
-        name = suspected(Facts(inner, frozenset(t.name for t in inner.outputs)))
-        if name is not None:
-            raise ExportError(f"batch normalization '{name}' is inside of '{node.name}' ({node.op}), "
-                              "a loop or a branch that is not decided")  # fmt: skip
 
 
 def _check_counts(graph_def: Any, calls: Calls) -> None:  # noqa: ANN401
