@@ -7,6 +7,7 @@ import onnx_ir as ir
 from bnpass.expansion.options import ExpandOptions
 from bnpass.expansion.result import Collectives, Expanded
 from bnpass.folding.inference import set_inference_mode
+from bnpass.folding.merging.result import Merged
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.result import Folded
 from bnpass.folding.solver import Solver
@@ -19,8 +20,9 @@ __all__ = ["CoalesceAllReduce", "ExpandSyncBatchNorm", "FoldBatchNorm"]
 class FoldBatchNorm(ir.passes.InPlacePass):
     """Fold inference batch normalization and per-channel affines into the linear ops around them.
 
-    Every edit is checked locally in float64 before it is made. After a call, ``folded`` and ``kept`` say what
-    happened to each node.
+    Parallel and sequential linear ops become one where that is no more work. Every edit is checked locally in float64
+    before it is made. After a call, ``folded`` and ``kept`` say what happened to each node, ``merged`` and ``apart``
+    which linear ops became one, and which sums could not.
 
     Example:
         >>> import onnx_ir as ir
@@ -41,6 +43,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         self._progress = progress
         self.folded: tuple[Folded, ...] = ()
         self.kept: tuple[Kept, ...] = ()
+        self.merged: tuple[Merged, ...] = ()
+        self.apart: tuple[Kept, ...] = ()
         self.largest_error = 0.0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -57,6 +61,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
             drop_unused_bodies(model)
         self.folded, self.kept = tuple(solver.folded), tuple(solver.kept)
+        self.merged, self.apart = tuple(solver.merged), tuple(solver.apart)
         self.largest_error = solver.largest_error
         return ir.passes.PassResult(model, modified=switched or folded)
 

@@ -12,6 +12,7 @@ from bnpass.census import Census
 from bnpass.checks.fold import local
 from bnpass.checks.whole_model import whole_model
 from bnpass.folding.inference import set_inference_mode
+from bnpass.folding.merging.result import Merged
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.result import Folded
 from bnpass.graph.kept import Kept
@@ -29,6 +30,8 @@ class FoldResult:
         modified: Whether anything changed.
         folded: The affines that are gone.
         kept: Those that stayed, with the reason.
+        merged: The linear ops that became one.
+        apart: The sums of linear ops that could not.
         report: All of it, for printing or storing.
     """
 
@@ -36,6 +39,8 @@ class FoldResult:
     modified: bool
     folded: tuple[Folded, ...]
     kept: tuple[Kept, ...]
+    merged: tuple[Merged, ...]
+    apart: tuple[Kept, ...]
     report: Report
 
 
@@ -67,7 +72,10 @@ class _Fold:
     def report(
         self, files: tuple[FileFact | None, FileFact | None], census: tuple[Census, Census], checks: tuple[Check, ...]
     ) -> Report:
-        return FoldReport(*files, *census, self.folding.kept, checks, self._options, self.folding.folded)
+        done = self.folding
+        return FoldReport(
+            *files, *census, done.kept, checks, self._options, folded=done.folded, merged=done.merged, apart=done.apart
+        )
 
 
 def fold(
@@ -119,5 +127,5 @@ def fold(
     """
     verb = _Fold(options or FoldOptions())
     call = Call(output, force, dry_run, base_dir, trust_external_data, fingerprint, progress, on_checked)
-    outcome = transform(model, verb, call)
-    return FoldResult(outcome.model, outcome.modified, verb.folding.folded, verb.folding.kept, outcome.report)
+    outcome, done = transform(model, verb, call), verb.folding
+    return FoldResult(outcome.model, outcome.modified, done.folded, done.kept, done.merged, done.apart, outcome.report)

@@ -46,6 +46,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--exclude", metavar="PATTERN", action="append", default=[], help="leave matching nodes alone; likewise"
     )
     parser.add_argument(
+        "--no-merge", dest="merge", action="store_false",
+        help="leave parallel branches and chains of linear ops as they are",
+    )  # fmt: skip
+    parser.add_argument(
         "--target", choices=("onnxruntime-cpu", "onnxruntime-cuda", "portable"), default="onnxruntime-cpu",
         help="what will run the model: affines that stay are written in its cheapest form (default onnxruntime-cpu)",
     )  # fmt: skip
@@ -63,6 +67,7 @@ def options_of(arguments: argparse.Namespace) -> "FoldOptions":
         inference=arguments.inference,
         only=tuple(arguments.only),
         exclude=tuple(arguments.exclude),
+        merge=arguments.merge,
         target=arguments.target,
         clone_budget=arguments.clone_budget,
         check=getattr(arguments, "check", 0),

@@ -17,6 +17,7 @@ class FoldOptions:
         inference: Treat training-mode batch normalization as inference, as one would to deploy a training graph.
         only: Patterns (``*``, ``?``, ``[…]``) of node or output names; others are left alone. Empty: all.
         exclude: Patterns of node or output names to leave alone.
+        merge: Make one linear op of parallel ones that are added up, and of chains, where that is no more work.
         target: What will run the model: affines that stay are written in its cheapest form.
         clone_budget: Bytes that copies of shared weights may add to the model.
         check: Random draws of the whole-model check; 0 leaves the local check alone.
@@ -26,6 +27,7 @@ class FoldOptions:
     inference: bool = False
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    merge: bool = True
     target: Runtime = "onnxruntime-cpu"
     clone_budget: int = 64 << 20
     check: int = 3

@@ -1,9 +1,9 @@
 """Fold a model: plan, then commit, round by round.
 
-In each round every cell is asked backward, in graph order; those that stay are asked forward, from the end of the
-graph on; and what stays then is joined into its cheapest form. Rounds are repeated until nothing changes, so that a
-second fold of the result finds nothing to do. Nothing is committed unless fewer operations per element are left
-than before.
+In each round every cell is asked backward, in graph order. When none goes, parallel and sequential linear ops are
+merged. When none merge, those that stay are asked forward, from the end of the graph on; what stays then is joined into
+its cheapest form; and when nothing whole moves any more, parts do. All is repeated until nothing changes, so that a
+second fold of the result finds nothing to do. Nothing is committed unless less is left to compute than before.
 """
 
 import fnmatch
@@ -17,6 +17,8 @@ from bnpass.folding.cells import Cell, build
 from bnpass.folding.commit import Committer
 from bnpass.folding.costs import COSTS
 from bnpass.folding.lower import cheapest
+from bnpass.folding.merging.merger import merge
+from bnpass.folding.merging.result import Merged
 from bnpass.folding.options import FoldOptions
 from bnpass.folding.path_check import Way, check_way
 from bnpass.folding.plan import Ledger, Plan, Planner
@@ -40,6 +42,7 @@ class _Round:
 
     changed: bool = False
     refusals: dict[ir.Node, Refusal] = field(default_factory=dict)
+    apart: list[Kept] = field(default_factory=list)
 
 
 class Solver:
@@ -48,6 +51,8 @@ class Solver:
     Attributes:
         folded: The affines that are gone, in the order in which they went.
         kept: Those that stayed, in graph order.
+        merged: The linear ops that became one.
+        apart: The sums that could not.
         largest_error: Largest deviation of a local check, relative to what rounding permits.
     """
 
@@ -58,6 +63,8 @@ class Solver:
         self._shapes, self._writer, self._ledger = Shapes(model), Writer(model), Ledger(options.clone_budget)
         self.folded: list[Folded] = []
         self.kept: list[Kept] = []
+        self.merged: list[Merged] = []
+        self.apart: list[Kept] = []
         self.largest_error = 0.0
 
     def run(self) -> bool:
@@ -76,6 +83,7 @@ class Solver:
         while (last := self._round(committer)).changed:
             rounds += 1
             self._look_again(scope, sites, refusals)
+        self.apart += last.apart
         drop_unread(scope, unread)
         self._record_kept(scope, sites, {**refusals, **last.refusals})
         return rounds > 0
@@ -103,6 +111,8 @@ class Solver:
                 this.changed |= self._commit(plan, committer)
             else:
                 left.append((cell, plan))
+        if this.changed or self._merge(committer, this):
+            return this
         waiting = [cell for cell, behind in reversed(left) if not self._onwards(cell, behind, planner, committer, this)]
         if not this.changed:  # parts of affines move only when no whole one can
             for cell in waiting:
@@ -128,6 +138,17 @@ class Solver:
     def _part(self, cell: Cell, planner: Planner, committer: Committer) -> bool:
         plan = planner.part(cell)
         return plan is not None and self._commit(plan, committer)
+
+    def _merge(self, committer: Committer, this: _Round) -> bool:
+        """Merge linear ops; return whether any were."""
+        if not self._options.merge:
+            return False
+        done = merge(committer.scope, self._shapes, self._ledger, self._writer, committer.sites, self._is_selected)
+        self.merged += done.merged
+        self.largest_error = max([self.largest_error, *(one.error for one in done.merged)])
+        this.apart = [Kept(label(n), n.op_type, r.id, r.node, r.reason) for n, r in done.refused.items()]
+        this.changed |= bool(done.merged)
+        return bool(done.merged)
 
     def _commit(self, plan: Plan, committer: Committer) -> bool:
         folded = committer.carry_out(plan)

@@ -97,7 +97,7 @@ class Report:
             "before": asdict(self.before),
             "after": asdict(self.after),
             **self._done(),
-            "kept": [_plain(k) for k in self.kept],
+            "kept": [kept_line(k) for k in self.kept],
             "checks": [asdict(c) for c in self.checks],
             "seconds": None if self.seconds is None else dict(self.seconds),
         }
@@ -138,7 +138,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _plain(kept: Kept) -> dict[str, str]:
+def kept_line(kept: Kept) -> dict[str, str]:
+    """Return what was kept as plain data."""
     return {
         "node": kept.node,
         "op_type": kept.op_type,

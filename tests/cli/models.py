@@ -23,7 +23,7 @@ TWO = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
 """Two batch normalizations; the second has no name and is addressed by ``y``."""
 
 KEPT = """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
-    r = Relu (x)
+    r = Sigmoid (x)
     [bn] y = BatchNormalization (r, s, b, m, v)
 }"""
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.property.graphs import BRAIN, DOUBLE, HALF, SINGLE, Choices, DrawnChoices, chance, pick
-from tests.property.test_fold_properties import PERCENT
+from tests.property.test_fold_properties import examples
 from tests.support.build import model
 from tests.support.float64 import Array
 from tests.unit.merging.merged import merged_and_right
@@ -222,14 +222,7 @@ def models(draw: Any, dtype: np.dtype[Any]) -> ir.Model:
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF, BRAIN, DOUBLE], ids=NAMES.get)
 def test_a_merged_model_is_the_same_function(dtype: np.dtype[Any]) -> None:
-    @settings(
-        max_examples=max(20, (400 if dtype == SINGLE else 60) * PERCENT // 100),
-        derandomize=True,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(400 if dtype == SINGLE else 60)
     @given(models(dtype))
     def judged(built: ir.Model) -> None:
         try:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bnpass.expansion.result import Expanded
+from bnpass.folding.merging.result import Merged
 from bnpass.folding.result import Folded
 from bnpass.graph.kept import Kept
 from bnpass.report.base import Report, counted
@@ -18,6 +19,7 @@ _SIDES = {
     "input": "into the op behind",
     "joined": "joined with other affines",
 }
+_MERGED = {"parallel": "branches of a sum, merged", "sequential": "chains, merged"}
 _NOWHERE = "gone: it changed no value"
 _STEPS = {
     "training": ("statistics", "normalization"),
@@ -72,9 +74,12 @@ def _fates(report: Report | ExportReport) -> Iterator[tuple[Group, Fate]]:
         for layer, calls in report.norms.items():
             yield Group("batch normalization, a node for each call", "gone"), _exported(layer, calls)
         return
-    for kept in report.kept:
+    apart = report.apart if isinstance(report, FoldReport) else ()
+    for kept in (*report.kept, *apart):
         yield Group(kept.refusal.slug, "kept", code=kept.refusal.code), _kept(kept)
     if isinstance(report, FoldReport):
+        for merged in report.merged:
+            yield Group(_MERGED[merged.kind], "gone"), _merged(merged)
         for folded in report.folded:
             yield Group(_SIDES[folded.side] if folded.into else _NOWHERE, "gone"), _folded(folded)
     elif isinstance(report, ExpandReport):
@@ -95,6 +100,14 @@ def _folded(folded: Folded) -> Fate:
     if folded.side == "output":
         return Fate(sentence, picture(into, gone, "left", "output", told))
     return Fate(sentence, picture(gone, into, "right", folded.side, told))
+
+
+def _merged(merged: Merged) -> Fate:
+    norms = set(merged.batch_norms)
+    gone = [Box(n, "BatchNormalization" if n in norms else "merged", "gone") for n in merged.nodes]
+    told = f"{_told(merged.nodes)} became part of {shown(merged.into)}"
+    sentence = el("p", *_names(merged.nodes), " became part of ", name(merged.into))
+    return Fate(sentence, picture(gone, [Box(merged.into, "one op", "stays")], "right", merged.kind, told))
 
 
 def _rounded(folded: Folded) -> Iterator[Element | str]:
