@@ -16,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[impor
 from bnpass.errors import ModelError
 from bnpass.model_io.tensors import byte_count
 
+MAX_NODES = 500_000  # of all graphs and functions: real models have some thousands, and beyond this all takes minutes
 MAX_NESTING = 30  # graphs within graphs: protobuf reads no deeper than 100 messages, three per graph
 UNKNOWN_FIELDS = "holds fields that this onnx does not know and that would be lost; upgrade onnx"
 _RANK_MAX = 64  # as in NumPy; keeps the product of the dimensions a small computation
@@ -115,6 +116,7 @@ class _Checker:
     def __init__(self, where: str) -> None:
         self.where = where
         self.uses_default_domain = False
+        self.count = 0
 
     def fail(self, text: str) -> ModelError:
         remedy = "" if ";" in text else "; export it again"
@@ -162,6 +164,9 @@ class _Checker:
                 raise self.fail(f"output {name!r} of function {function.name!r} is not produced by anything")
 
     def nodes(self, nodes: Sequence[onnx.NodeProto], scope: _Scope) -> None:
+        self.count += len(nodes)
+        if self.count > MAX_NODES:
+            raise self.fail(f"has more than {MAX_NODES:,} nodes; export it in parts")
         produced: dict[str, int] | None = None
         for index, node in enumerate(nodes):
             label = node.name or next(iter(node.output), "") or f"#{index}"

@@ -1,7 +1,8 @@
 """Operators that ``onnx.reference`` evaluates slowly or wrongly, over the code in :mod:`.windows`.
 
 ``onnx.reference`` is right about most operators in float64, but pools and convolutions are Python loops
-there, and ``BatchNormalization`` below opset 14 computes something else than the specification.
+there, ``BatchNormalization`` below opset 14 computes something else than the specification, and ``Unsqueeze`` below
+opset 13 inserts its axes one after the other.
 Each class is named as its operator: that is how ``ReferenceEvaluator(new_ops=...)`` finds it.
 """
 
@@ -72,6 +73,14 @@ class AveragePool(_Op):
         names = ("auto_pad", "strides", "pads", "dilations", "ceil_mode", "count_include_pad")
         kernel = attributes["kernel_shape"]
         return (windows.average_pool(X, kernel, **_window_attributes(attributes, *names)),)
+
+
+class Unsqueeze(_Op):
+    """New axes, counted in the result, in any order."""
+
+    def _run(self, data: Array, axes: Array | None = None, **attributes: Attribute) -> tuple[Array]:
+        given = attributes.get("axes") if axes is None else axes
+        return (np.expand_dims(data, tuple(int(axis) for axis in given)),)
 
 
 class GlobalAveragePool(_Op):
@@ -189,4 +198,5 @@ FLOAT64_OPS: tuple[type[OpRun], ...] = (
     MaxPool,
     Mul,
     Sub,
+    Unsqueeze,
 )

@@ -338,6 +338,12 @@ def test_an_impossible_model_is_refused_as_message(case: str) -> None:
         load(proto)
 
 
+def test_more_nodes_than_anybody_waits_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnpass.model_io.structure.MAX_NODES", 2)
+    with pytest.raises(errors.ModelError, match="more than 2 nodes; export it in parts"):
+        load(nested(5))
+
+
 def test_deep_nesting_in_memory_is_no_recursion_error() -> None:
     for levels in (31, 400):
         with pytest.raises(errors.ModelError, match="nested"):

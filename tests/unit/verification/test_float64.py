@@ -181,3 +181,9 @@ def test_the_caller_s_model_is_left_alone() -> None:
     Float64Model(given).run({"x": np.zeros((1, 3, 12, 12), np.float32)}, ["r1"])
     assert ir.to_proto(given).SerializeToString() == before
     assert isinstance(proto, onnx.ModelProto)
+
+
+@pytest.mark.parametrize(("axes", "shape"), [([-2, -1], (3, 4, 1, 1)), ([2, 1], (3, 1, 1, 4)), ([0], (1, 3, 4))])
+def test_unsqueeze_counts_its_axes_in_the_result_at_every_opset(axes: list[int], shape: tuple[int, ...]) -> None:
+    (y,) = one_node("Unsqueeze", {"x": np.zeros((3, 4))}, 11, axes=axes)
+    assert y.shape == shape
