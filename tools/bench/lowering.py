@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import measure
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from measure import RESULTS
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 PLACES = {
     "Add → · → Relu → Conv": ("add", "relu", "conv"),
@@ -59,9 +60,9 @@ class Contestant:
 def main() -> int:
     arguments = _arguments()
     how = (
-        f"`python tools/bench/lowering.py --rounds {arguments.rounds} --threads {arguments.threads}`: ns per element that "
-        "an affine adds to a small network in ONNX Runtime (CPU, float32, batch 1, all optimizations on), medians of "
-        f"{arguments.rounds} rounds. Bold: the cheapest form of a whole affine, and of one that only shifts or scales."
+        f"`python tools/bench/lowering.py --rounds {arguments.rounds} --threads {arguments.threads}`: ns per element "
+        "that an affine adds to a small network in ONNX Runtime (CPU, float32, batch 1, all optimizations on), medians "
+        f"of {arguments.rounds} rounds. Bold: the cheaper form of a whole affine."
     )
     conditions = measure.conditions(how)
     rows = [_row(place, size, arguments) for place in PLACES for size in SIZES]
@@ -122,7 +123,8 @@ class _Network:
 
     def constant(self, *shape: int) -> str:
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(self._rng.uniform(0.1, 0.2, shape).astype(np.float32), name))
+        array = self._rng.uniform(0.1, 0.2, shape).astype(np.float32)
+        self.constants.append(ir.serde.serialize_tensor(ir.Tensor(array, name=name)))
         return name
 
     def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
