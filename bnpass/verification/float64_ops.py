@@ -79,7 +79,7 @@ class Unsqueeze(_Op):
     """New axes, counted in the result, in any order."""
 
     def _run(self, data: Array, axes: Array | None = None, **attributes: Attribute) -> tuple[Array]:
-        given = attributes.get("axes") if axes is None else axes
+        given: Any = attributes.get("axes") if axes is None else axes
         return (np.expand_dims(data, tuple(int(axis) for axis in given)),)
 
 

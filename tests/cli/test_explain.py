@@ -41,7 +41,9 @@ def test_a_kept_node_says_why(call: Call, tmp_path: Path) -> None:
     for words in ((), ("--node", "bn")):
         lines = explained(call, source, *words)
         assert len(lines) == 1
-        assert lines[0].startswith("BatchNormalization 'bn' kept, BN108 nonlinear-between: Sigmoid 'r' stands before it")
+        assert lines[0].startswith(
+            "BatchNormalization 'bn' kept, BN108 nonlinear-between: Sigmoid 'r' stands before it"
+        )
 
 
 def test_arithmetic_is_explained_too(call: Call, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ computed, judged and checked before the graph is touched, and it never multiplie
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -17,12 +17,14 @@ from bnpass.folding.merging.branch import Branch, chain
 from bnpass.folding.merging.check import MergeCheck, Run
 from bnpass.folding.merging.commit import become, strike
 from bnpass.folding.merging.numbers import Numbers, compute
+from bnpass.folding.merging.padding import take_padding
 from bnpass.folding.merging.reader import Reader
 from bnpass.folding.merging.result import Merged, Merging
 from bnpass.folding.merging.sums import Group, Sum, choose, find_sum
 from bnpass.folding.merging.window import attributes_of
 from bnpass.folding.plan import Ledger
 from bnpass.folding.recognize import Site
+from bnpass.folding.rules import conv
 from bnpass.folding.write import Writer
 from bnpass.graph.batch_norm import is_batch_norm
 from bnpass.graph.constants import Constant, find_float
@@ -95,6 +97,7 @@ class _Merger:
             if node.graph is None:
                 continue
             if is_standard(node, *_PRODUCTS):
+                self._take_padding(node)
                 self._follow(node)
             elif self._is_adder(node) and not self._is_inner(node):
                 for host in self._add_up(node):
@@ -152,6 +155,28 @@ class _Merger:
             norms = _norms(plan)
             self._commit(plan, node.name)
             self.done.merged.append(Merged(tuple(labels), label(plan.host), norms, "parallel", plan.numbers.error))
+
+    # --- padding ------------------------------------------------------------------------------------------------
+
+    def _take_padding(self, node: ir.Node) -> None:
+        """Let a Conv pad for itself."""
+        if not is_standard(node, "Conv") or not self.reader.is_selected(node):
+            return
+        pad = take_padding(node, self.scope, self.reader.is_selected)
+        if pad is not None:
+            self._see_padding(node)
+            self.done.merged.append(Merged((label(pad),), label(node), (), "padding", 0.0))
+
+    def _see_padding(self, node: ir.Node) -> None:
+        """Bring what a Conv has taken in up to date: from now on it pads, and what it took in before did not."""
+        absorption, linear = self.ledger.absorbed.get(node), conv.describe(node, self.scope)
+        if absorption is None or isinstance(linear, Refusal):
+            return
+        if absorption.into.has_shift:  # also of the zeros around: the numbers as they stand say it
+            del self.ledger.absorbed[node]
+        else:
+            padded = replace(absorption.linear, shift_at_input=linear.shift_at_input)
+            self.ledger.absorbed[node] = replace(absorption, linear=padded)
 
     # --- chains -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ class Merged:
         nodes: The nodes that are gone; an unnamed one by its first output.
         into: The node that does their work now.
         batch_norms: Those of ``nodes`` that were batch normalizations.
-        kind: ``parallel`` for a sum, ``sequential`` for a chain.
+        kind: ``parallel`` for a sum, ``sequential`` for a chain, ``padding`` for a Pad.
         error: Largest deviation of the local check, relative to what rounding permits; at most 1.
     """
 

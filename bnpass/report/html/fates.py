@@ -19,7 +19,7 @@ _SIDES = {
     "input": "into the op behind",
     "joined": "joined with other affines",
 }
-_MERGED = {"parallel": "branches of a sum, merged", "sequential": "chains, merged"}
+_MERGED = {"parallel": "branches of a sum, merged", "sequential": "chains, merged", "padding": "padding, merged"}
 _NOWHERE = "gone: it changed no value"
 _STEPS = {
     "training": ("statistics", "normalization"),
