@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bnpass.errors import RefusalId
 from bnpass.expansion.options import ExpandOptions
+from bnpass.folding.options import FoldOptions
 from bnpass.passes import ExpandSyncBatchNorm
 from tests.support.build import batch_norm, normal, tensor
 from tests.support.judge import fold, folded_and_right, runs_in_onnx_runtime
@@ -129,7 +130,7 @@ def test_before_a_random_conv_it_is_as_exact_as_before(case: Any, padded: bool) 
     proto.graph.node.append(onnx.helper.make_node("Conv", ["t", "W"], ["y"], pads=[1] * 4 if padded else [0] * 4))
     for dim in proto.graph.output[0].type.tensor_type.shape.dim:
         dim.ClearField("value")
-    result = folded_and_right(ir.from_proto(proto))
+    result = folded_and_right(ir.from_proto(proto), options=FoldOptions(target="portable"))
     assert result.ops == (["Add", "Conv"] if padded else ["Conv"])
 
 
@@ -200,7 +201,7 @@ def test_batch_norm_before_a_linear_op(case: Any) -> None:
         0,
         onnx.helper.make_node("BatchNormalization", [first, *(f"bn.{n}" for n in "sbmv")], ["normalized"], name="bn"),
     )
-    result = folded_and_right(ir.from_proto(proto), [{first: data}])
+    result = folded_and_right(ir.from_proto(proto), [{first: data}], FoldOptions(target="portable"))
     is_transposed = any(a.name == "transA" and a.i for a in case.model.graph.node[0].attribute)
     is_batch_axis = case.model.graph.node[0].op_type == "MatMul" and data.ndim > 2
     assert result.modified == (data.shape[1] == 1 or not (is_batch_axis or is_transposed))
