@@ -22,7 +22,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
     Parallel and sequential linear ops become one where that is no more work. Every edit is checked locally in float64
     before it is made. After a call, ``folded`` and ``kept`` say what happened to each node, ``merged`` and ``apart``
-    which linear ops became one, and which sums could not.
+    which linear ops became one, and which sums could not, and ``idle`` which nodes changed nothing and are gone.
 
     Example:
         >>> import onnx_ir as ir
@@ -45,6 +45,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         self.kept: tuple[Kept, ...] = ()
         self.merged: tuple[Merged, ...] = ()
         self.apart: tuple[Kept, ...] = ()
+        self.idle: tuple[str, ...] = ()
         self.largest_error = 0.0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -61,7 +62,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
             drop_unused_bodies(model)
         self.folded, self.kept = tuple(solver.folded), tuple(solver.kept)
-        self.merged, self.apart = tuple(solver.merged), tuple(solver.apart)
+        self.merged, self.apart, self.idle = tuple(solver.merged), tuple(solver.apart), tuple(solver.idle)
         self.largest_error = solver.largest_error
         return ir.passes.PassResult(model, modified=switched or folded)
 

@@ -32,6 +32,7 @@ class FoldResult:
         kept: Those that stayed, with the reason.
         merged: The linear ops that became one.
         apart: The sums of linear ops that could not.
+        idle: The nodes that changed nothing, and are gone.
         report: All of it, for printing or storing.
     """
 
@@ -41,6 +42,7 @@ class FoldResult:
     kept: tuple[Kept, ...]
     merged: tuple[Merged, ...]
     apart: tuple[Kept, ...]
+    idle: tuple[str, ...]
     report: Report
 
 
@@ -74,8 +76,9 @@ class _Fold:
     ) -> Report:
         done = self.folding
         return FoldReport(
-            *files, *census, done.kept, checks, self._options, folded=done.folded, merged=done.merged, apart=done.apart
-        )
+            *files, *census, done.kept, checks, self._options,
+            folded=done.folded, merged=done.merged, apart=done.apart, idle=done.idle,
+        )  # fmt: skip
 
 
 def fold(
@@ -128,4 +131,6 @@ def fold(
     verb = _Fold(options or FoldOptions())
     call = Call(output, force, dry_run, base_dir, trust_external_data, fingerprint, progress, on_checked)
     outcome, done = transform(model, verb, call), verb.folding
-    return FoldResult(outcome.model, outcome.modified, done.folded, done.kept, done.merged, done.apart, outcome.report)
+    return FoldResult(
+        outcome.model, outcome.modified, done.folded, done.kept, done.merged, done.apart, done.idle, outcome.report
+    )

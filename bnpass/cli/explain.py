@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         (node, f"'{node}' folds into {_targets(f.into)} ({_side(f.side)})") for f in result.folded for node in f.nodes
     ]
     lines += [(node, f"'{node}' is merged into '{m.into}' ({m.kind})") for m in result.merged for node in m.nodes]
+    lines += [(node, f"'{node}' changes nothing and is removed") for node in result.idle if node == arguments.node]
     lines += [(kept.node, str(kept)) for kept in (*result.kept, *result.apart)]
     wanted = [text for node, text in lines if arguments.node in (None, node)]
     if arguments.node is not None and not wanted:

@@ -15,6 +15,9 @@ from bnpass.exporting.fresh import reinitialized
 from bnpass.exporting.interface import Settled, settle
 from bnpass.exporting.options import ExportOptions
 from bnpass.exporting.trace import Traced, trace
+from bnpass.graph.idle import remove_idle
+from bnpass.graph.nodes import scopes
+from bnpass.graph.shapes import Shapes
 from bnpass.ops.bodies import add_bodies
 from bnpass.ops.schemas import register
 
@@ -63,6 +66,7 @@ def finish(traced: Traced, options: ExportOptions) -> Exported:
     register()
     add_bodies(model)
     ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
+    remove_idle(next(scopes(model)), Shapes(model))  # where Transposes were, tf2onnx leaves Reshapes
     return Exported(model, traced, assembled, state)
 
 

@@ -1,9 +1,10 @@
 """Fold a model: plan, then commit, round by round.
 
-In each round every cell is asked backward, in graph order. When none goes, parallel and sequential linear ops are
-merged. When none merge, those that stay are asked forward, from the end of the graph on; what stays then is joined into
-its cheapest form; and when nothing whole moves any more, parts do. All is repeated until nothing changes, so that a
-second fold of the result finds nothing to do. Nothing is committed unless less is left to compute than before.
+Nodes that change nothing go before each round. In a round every cell is asked backward, in graph order. When none
+goes, parallel and sequential linear ops are merged. When none merge, those that stay are asked forward, from the end of
+the graph on; what stays then is joined into its cheapest form; and when nothing whole moves any more, parts do. All is
+repeated until nothing changes, so that a second fold of the result finds nothing to do. Nothing is committed unless
+less is left to compute than before.
 """
 
 import fnmatch
@@ -26,6 +27,7 @@ from bnpass.folding.recognize import Site, recognize
 from bnpass.folding.result import Folded
 from bnpass.folding.write import Writer
 from bnpass.graph.batch_norm import is_batch_norm
+from bnpass.graph.idle import remove_idle
 from bnpass.graph.kept import Kept
 from bnpass.graph.nodes import Scope, drop_unread, label, nodes_of, scopes, unread_initializers
 from bnpass.graph.shapes import Shapes
@@ -53,6 +55,7 @@ class Solver:
         kept: Those that stayed, in graph order.
         merged: The linear ops that became one.
         apart: The sums that could not.
+        idle: The nodes that changed nothing, and are gone.
         largest_error: Largest deviation of a local check, relative to what rounding permits.
     """
 
@@ -65,6 +68,7 @@ class Solver:
         self.kept: list[Kept] = []
         self.merged: list[Merged] = []
         self.apart: list[Kept] = []
+        self.idle: list[str] = []
         self.largest_error = 0.0
 
     def run(self) -> bool:
@@ -75,18 +79,24 @@ class Solver:
         return changed
 
     def _scope(self, scope: Scope) -> bool:
+        unread, changed = unread_initializers(scope.graph), self._remove_idle(scope)
         found = {n: recognize(n, scope, self._shapes) for n in nodes_of(scope) if self._is_selected(n)}
         sites = {n: s for n, s in found.items() if isinstance(s, Site)}
         refusals = {n: s for n, s in found.items() if isinstance(s, Refusal)}
         committer = Committer(scope, self._shapes, self._ledger, self._writer, sites, COSTS[self._options.target])
-        unread, rounds = unread_initializers(scope.graph), 0
         while (last := self._round(committer)).changed:
-            rounds += 1
+            changed = True
+            self._remove_idle(scope)
             self._look_again(scope, sites, refusals)
         self.apart += last.apart
         drop_unread(scope, unread)
         self._record_kept(scope, sites, {**refusals, **last.refusals})
-        return rounds > 0
+        return changed
+
+    def _remove_idle(self, scope: Scope) -> bool:
+        gone = remove_idle(scope, self._shapes, self._is_selected)
+        self.idle += gone
+        return bool(gone)
 
     def _look_again(self, scope: Scope, sites: dict[ir.Node, Site], refusals: dict[ir.Node, Refusal]) -> None:
         """Recognize what could not be before: with an affine gone, the shape behind it may be known now."""

@@ -17,6 +17,7 @@ class FoldReport(Report):
         folded: The affines that are gone.
         merged: The linear ops that became one.
         apart: The sums that could not, with the reason.
+        idle: The nodes that changed nothing, and are gone.
     """
 
     verb = "fold"
@@ -24,12 +25,14 @@ class FoldReport(Report):
     folded: tuple[Folded, ...]
     merged: tuple[Merged, ...] = ()
     apart: tuple[Kept, ...] = ()
+    idle: tuple[str, ...] = ()
 
     def _done(self) -> dict[str, Any]:
         return {
             "folded": [asdict(f) for f in self.folded],
             "merged": [{**asdict(m), "nodes": list(m.nodes), "batch_norms": list(m.batch_norms)} for m in self.merged],
             "apart": [kept_line(one) for one in self.apart],
+            "idle": list(self.idle),
         }
 
     def summary(self) -> str:
@@ -42,7 +45,8 @@ class FoldReport(Report):
         kept = sum(k.op_type in ("BatchNormalization", "SyncBatchNormalization") for k in self.kept)
         return (
             f"batch normalization: {batch_norms} folded, {kept} kept; "
-            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept{self._merging()}{self._rounding()}"
+            f"other affine nodes: {affines} folded, {len(self.kept) - kept} kept"
+            f"{self._merging()}{self._idling()}{self._rounding()}"
         )
 
     def _merging(self) -> str:
@@ -51,6 +55,10 @@ class FoldReport(Report):
             return ""
         nodes = sum(len(merged.nodes) for merged in self.merged)
         return f"; linear ops merged: {counted(nodes, 'node')} into {len({merged.into for merged in self.merged})}"
+
+    def _idling(self) -> str:
+        """Say how many nodes changed nothing, if any did."""
+        return f"; {counted(len(self.idle), 'node')} that changed nothing removed" if self.idle else ""
 
     def _rounding(self) -> str:
         """Say what rounding quantized biases came to, if there were any."""

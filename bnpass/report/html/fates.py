@@ -82,6 +82,8 @@ def _fates(report: Report | ExportReport) -> Iterator[tuple[Group, Fate]]:
             yield Group(_MERGED[merged.kind], "gone"), _merged(merged)
         for folded in report.folded:
             yield Group(_SIDES[folded.side] if folded.into else _NOWHERE, "gone"), _folded(folded)
+        for node in report.idle:
+            yield Group(_NOWHERE, "gone"), _nowhere((node,), [Box(node, "idle", "gone")])
     elif isinstance(report, ExpandReport):
         for expanded in report.expanded:
             yield Group(f"{expanded.kind}, written out", "gone"), _expanded(expanded)
@@ -93,13 +95,17 @@ def _folded(folded: Folded) -> Fate:
     into = [Box(n, "affine" if folded.side == "joined" else "takes it in", "stays") for n in folded.into]
     words = {"output": "into the output of", "input": "into the input of", "joined": "joined in"}[folded.side]
     if not into:
-        drawn = picture(gone, [], "right", "", f"{_told(folded.nodes)} changed no value")
-        return Fate(el("p", *_names(folded.nodes), " changed no value and is gone"), drawn)
+        return _nowhere(folded.nodes, gone)
     told = f"{_told(folded.nodes)} went {words} {_told(folded.into)}"
     sentence = el("p", *_names(folded.nodes), f" {words} ", *_names(folded.into), *_rounded(folded))
     if folded.side == "output":
         return Fate(sentence, picture(into, gone, "left", "output", told))
     return Fate(sentence, picture(gone, into, "right", folded.side, told))
+
+
+def _nowhere(nodes: tuple[str, ...], gone: list[Box]) -> Fate:
+    drawn = picture(gone, [], "right", "", f"{_told(nodes)} changed no value")
+    return Fate(el("p", *_names(nodes), " changed no value and is gone"), drawn)
 
 
 def _merged(merged: Merged) -> Fate:
