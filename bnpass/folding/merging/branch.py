@@ -12,7 +12,7 @@ Weights stream by in rows of output channels, wide: what is added up is not roun
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,22 @@ def diagonal(data: ir.Value, nodes: tuple[ir.Node, ...], rank: int, scale: Array
         has_bias=shift is not None,
         opened=opened,
     )
+
+
+def negative(branch: Branch) -> Branch:
+    """Return ``-W*x - b``."""
+
+    @contextmanager
+    def opened() -> Iterator[Rows]:
+        with branch.opened() as each:
+
+            def rows(here: slice) -> tuple[Array, Array]:
+                W, b = each(here)
+                return -W, -b
+
+            yield rows
+
+    return replace(branch, opened=opened)
 
 
 def chain(first: Branch, second: Branch) -> Branch | None:

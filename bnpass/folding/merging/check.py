@@ -29,10 +29,12 @@ class Run:
     Attributes:
         nodes: The nodes.
         roundings: How many of them store numbers that are rounded ones themselves.
+        sign: -1 if their result is taken away.
     """
 
     nodes: tuple[ir.Node, ...]
     roundings: int
+    sign: int = 1
 
 
 class MergeCheck:
@@ -72,7 +74,7 @@ class MergeCheck:
         with np.errstate(over="ignore", invalid="ignore"):  # judged where the result is
             for run in runs:
                 value, reach = old.run(run.nodes, at, lengths)
-                self._value += value
+                self._value += run.sign * value
                 self._reach += reach
                 self._slack += run.roundings * reach
             self._new = Product(*old.windows(form, (), at, lengths), group, out, self._kind)

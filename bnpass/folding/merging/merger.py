@@ -1,6 +1,6 @@
 """Merge the linear ops of one scope: structural re-parameterization, without the source code of the model.
 
-    parallel     Conv(x) + Conv(x) + BatchNormalization(x) + AveragePool(x) + x     one Conv
+    parallel     Conv(x) + Conv(x) + BatchNormalization(x) + AveragePool(x) + x     one Conv; likewise Conv(x) - x
     sequential   Conv(Conv(x)) with one kernel of 1, Gemm(Gemm(x))                  one Conv, one Gemm
 
 Nodes are visited in graph order, so that what a merge makes can be merged with what comes behind it. A merge is
@@ -99,7 +99,7 @@ class _Merger:
             if is_standard(node, *_PRODUCTS):
                 self._take_padding(node)
                 self._follow(node)
-            elif self._is_adder(node) and not self._is_inner(node):
+            elif self._adds(node, "Sub") or (self._is_adder(node) and not self._is_inner(node)):
                 for host in self._add_up(node):
                     self._follow(host)
         return self.done
@@ -108,12 +108,12 @@ class _Merger:
 
     def _is_adder(self, node: ir.Node) -> bool:
         if node not in self.adders:
-            self.adders[node] = self._adds(node)
+            self.adders[node] = self._adds(node, "Add", "Sum")
         return self.adders[node]
 
-    def _adds(self, node: ir.Node) -> bool:
-        """Whether a node adds values up, all of them computed and in the order that pleases."""
-        if not is_standard(node, "Add", "Sum") or not self.reader.is_selected(node) or len(node.outputs) != 1:
+    def _adds(self, node: ir.Node, *op_types: str) -> bool:
+        """Whether a node adds values up, all of them computed and in the order that pleases, or takes one away."""
+        if not is_standard(node, *op_types) or not self.reader.is_selected(node) or len(node.outputs) != 1:
             return False
         if len(node.inputs) < 2 or any(v is None for v in node.inputs):
             return False
@@ -134,7 +134,8 @@ class _Merger:
         choice = choose(found, lambda value: self.reader.branch(value, root.graph))
         plans: list[tuple[Group, _Plan]] = []
         for group in choice.groups:
-            plan = self._planned(group.merged, _host_of(group), group.branches)
+            signed = [(b, a.sign) for a, b in zip(group.addends, group.branches, strict=True)]
+            plan = self._planned(group.merged, _host_of(group), signed)
             if isinstance(plan, Refusal):
                 choice.refusals.append(plan)
             else:
@@ -183,7 +184,7 @@ class _Merger:
     def _follow(self, node: ir.Node) -> None:
         """Merge a product with the one before it, as long as there is one."""
         while (whole := self._with_the_one_before(node)) is not None:
-            plan = self._planned(whole, node, (whole,))
+            plan = self._planned(whole, node, [(whole, 1)])
             if isinstance(plan, Refusal):
                 return
             self._reserve(plan)
@@ -202,8 +203,8 @@ class _Merger:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _planned(self, branch: Branch, host: ir.Node, parts: Sequence[Branch]) -> _Plan | Refusal:
-        """Compute, judge and check what a map comes to as one op."""
+    def _planned(self, branch: Branch, host: ir.Node, parts: Sequence[tuple[Branch, int]]) -> _Plan | Refusal:
+        """Compute, judge and check what a map, of parts with signs, comes to as one op."""
         dtype, where, attributes = branch.dtype, label(host), attributes_of(branch.window, branch.group)
         if dtype is None:
             return Refusal(RefusalId.DTYPE_WOULD_LOSE_PRECISION, where, f"the type of '{branch.data.name}' is unknown")
@@ -212,7 +213,7 @@ class _Merger:
             told = f"copies of {copies} bytes of shared weights are more than the clone budget ({self.ledger.budget})"
             return Refusal(RefusalId.CLONE_BUDGET, where, told)
         check = MergeCheck(
-            [Run(part.nodes, sum(self._is_rounded(n) for n in part.nodes)) for part in parts],
+            [Run(part.nodes, sum(self._is_rounded(n) for n in part.nodes), sign) for part, sign in parts],
             {a.name: a for a in attributes},
             branch.shape,
             branch.channels[1],

@@ -1,9 +1,9 @@
 """Find the sums of a graph, and choose which of their addends become one op.
 
-A sum is a tree of Add and Sum whose inner values have no other reader. Its addends are grouped by the value that they
-are linear maps of. Within a group only maps with equal channels, strides and reach can be added up, and one op must
-not multiply more often than the ops it replaces: a depthwise branch is not drowned in a dense one. All are tried
-first, then, from the most costly one on, each with those that make it no dearer.
+A sum is a tree of Add and Sum whose inner values have no other reader, or one Sub. Its addends are grouped by the value
+that they are linear maps of. Within a group only maps with equal channels, strides and reach can be added up, and one
+op must not multiply more often than the ops it replaces: a depthwise branch is not drowned in a dense one. All are
+tried first, then, from the most costly one on, each with those that make it no dearer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
-from bnpass.folding.merging.branch import Branch, diagonal, total
+from bnpass.folding.merging.branch import Branch, diagonal, negative, total
 from bnpass.graph.nodes import label
 
 MAX_OPEN = 16
@@ -46,6 +46,11 @@ class Addend:
     index: int
     value: ir.Value
 
+    @property
+    def sign(self) -> int:
+        """Whether it is added or taken away."""
+        return -1 if self.adder.op_type == "Sub" and self.index == 1 else 1
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -53,7 +58,7 @@ class Group:
 
     Attributes:
         addends: The addends, in the order of the sum.
-        branches: Their maps.
+        branches: Their maps, with their signs.
         merged: The sum of the maps.
     """
 
@@ -103,7 +108,8 @@ def choose(found: Sum, read: Callable[[ir.Value], Branch | None]) -> Choice:
         worker = next((b for _, b in members if b is not None and b.work), None)
         if worker is None or len(members) < 2:
             continue
-        pairs = [(a, b if b is not None else _itself(value, worker)) for a, b in members]
+        maps = [(a, b if b is not None else _itself(value, worker)) for a, b in members]
+        pairs = [(a, b if a.sign > 0 else negative(b)) for a, b in maps]
         groups = _groups(pairs)
         choice.groups += groups
         if not groups:

@@ -132,6 +132,45 @@ def test_fastvit_stem_and_mixer() -> None:
     assert merged_and_right(built).ops == ["Conv", "Relu", "Conv"]
 
 
+def test_fastvit_mixer_as_it_is_spelled() -> None:
+    """x plus the scaled difference of a mixer and a normalization."""
+    built = block(
+        "a = Conv<group=4, pads=[1,1,1,1]>(x, w3, c) s = Mul(x, k) t = Add(s, c1) d = Sub(a, t) y = Add(x, d)",
+        "2,4,7,8",
+        {"w3": normal(4, 1, 3, 3), "c": normal(4), "k": normal(4, 1, 1), "c1": normal(4, 1, 1, seed=1)},
+    )
+    becomes_one(merged_and_right(built))
+
+
+@pytest.mark.parametrize("difference", ["Sub(a, e)", "Sub(e, a)"])
+def test_one_convolution_less_another(difference: str) -> None:
+    built = block(
+        f"a = Conv<pads=[1,1,1,1]>(x, w, c) e = Conv(x, u, c) y = {difference}",
+        "2,6,7,8",
+        {"w": normal(6, 4, 3, 3), "u": normal(6, 4, 1, 1), "c": normal(6)},
+    )
+    becomes_one(merged_and_right(built))
+
+
+@pytest.mark.parametrize("difference", ["Sub(a, x)", "Sub(x, a)"])
+def test_a_convolution_less_its_input(difference: str) -> None:
+    built = block(
+        f"a = Conv<pads=[1,1,1,1]>(x, w, c) y = {difference}",
+        "2,4,7,8",
+        {"w": normal(4, 4, 3, 3), "c": normal(4)},
+    )
+    becomes_one(merged_and_right(built))
+
+
+def test_a_difference_of_maps_of_two_values_stays() -> None:
+    built = block(
+        "r = Relu(x) a = Conv(x, w) e = Conv(r, u) y = Sub(a, e)",
+        "2,4,7,8",
+        {"w": normal(4, 4, 1, 1), "u": normal(4, 4, 1, 1)},
+    )
+    assert merged_and_right(built).ops == ["Relu", "Conv", "Conv", "Sub"]
+
+
 def test_dilated_branches_under_a_large_kernel() -> None:
     """UniRepLKNet: taps two and three apart lie on those of the large kernel."""
     built = block(

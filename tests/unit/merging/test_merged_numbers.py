@@ -11,7 +11,7 @@ import pytest
 
 from bnpass.errors import VerificationError
 from bnpass.folding.absorb import Absorption
-from bnpass.folding.merging import branch, check, numbers, reader
+from bnpass.folding.merging import branch, check, numbers, reader, sums
 from bnpass.folding.merging.merger import merge
 from bnpass.folding.merging.window import Axis
 from bnpass.folding.plan import Ledger
@@ -149,6 +149,7 @@ def _one_lost(W: Any, here: slice, of: branch.Branch, group: int) -> Any:
 
 FAST = "a = Conv<group=4, pads=[2,0,0,2]>(x, w) e = Conv<group=4, pads=[1,1,1,1]>(x, u, c) y = Add(a, e)"
 ROW = "t = Conv(x, p, c) y = Conv(t, q, d)"
+ROW_LESS = "a = Conv(x, p, c) y = Sub(x, a)"
 MEAN = (
     "a = Conv<group=4, pads=[1,1,1,1]>(x, w, c) "
     "e = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x) y = Add(a, e)"
@@ -167,6 +168,7 @@ BUGS: dict[str, tuple[str, Any, str, Any]] = {
     "blocks at the wrong inputs": (BLOCK, branch, "_widened", _wrong_block),
     "one weight lost": (BLOCK, branch, "_widened", _one_lost),
     "channels in between reversed": (ROW, branch, "_product", _transposed),
+    "a sign lost": (ROW_LESS, sums, "negative", lambda branch: branch),
     "another mean": (MEAN, reader, "wide", lambda _: np.dtype(np.float16)),
     "rounded to another type": (BLOCK, numbers, "round_once", lambda x, t: x.astype(np.float16).astype(t)),
 }
