@@ -11,6 +11,7 @@ GRAPH = "bnpass/graph/nodes.py"
 BATCH_NORM = "bnpass/graph/batch_norm.py"
 LOWER = "bnpass/folding/lower.py"
 PLAN = "bnpass/folding/plan.py"
+REGION = "bnpass/folding/region.py"
 COMMIT = "bnpass/folding/commit.py"
 RECOGNIZE = "bnpass/folding/recognize.py"
 WRITE = "bnpass/folding/write.py"
@@ -97,8 +98,8 @@ MUTANTS = (
            "out_axis = (1 if is_right else 0) ^ transposed[index]", "out_axis = 1 if is_right else 0"),
     Mutant("Gemm: transA ignored", GEMM,
            "data_axis = (1 if is_right else 0) ^ transposed[1 - index]", "data_axis = 1 if is_right else 0"),
-    Mutant("Gemm: alpha applied twice", GEMM, "return Bias(2, value, alpha, beta, column)",
-           "return Bias(2, value, alpha * alpha, beta, column)"),
+    Mutant("Gemm: alpha applied twice", GEMM, "return Bias(2, value, alpha, beta, column, stored)",
+           "return Bias(2, value, alpha * alpha, beta, column, stored)"),
     Mutant("Gemm: beta applied twice", GEMM, "value = value.astype(wide(weight.dtype.numpy())) * beta",
            "value = value.astype(wide(weight.dtype.numpy())) * beta * beta"),
     Mutant("Gemm: beta = 0 not reset", WRITE,
@@ -110,8 +111,8 @@ MUTANTS = (
     Mutant("several readers ignored", GRAPH, "if len(value.uses()) > 1:", "if len(value.uses()) > 99:"),
     Mutant("graph output ignored", GRAPH, "    if value.is_graph_output():\n        return Refusal(",
            "    if False:\n        return Refusal("),
-    Mutant("graph output ignored on the way on", PLAN,
-           "            if value.is_graph_output():\n", "            if False:\n"),
+    Mutant("graph output ignored on the way on", REGION,
+           "        if value.is_graph_output():\n", "        if False:\n"),
     Mutant("overridable initializer folded", CONSTANTS,
            "if value.is_graph_input() and scope.has_defaults:", "if False:"),
     Mutant("shared weight not cloned", WRITE, "        and len(value.uses()) == 1\n", ""),
@@ -143,8 +144,11 @@ MUTANTS = (
            "    return _without_constant_axes(np.broadcast_to(array, before).reshape(after))"),
     Mutant("joined batch normalization keeps its mean", LOWER,
            "(mean - q) / np.where(dead, 1, p)))", "mean - q))"),
-    Mutant("split leaves t instead of t/s", PLAN, "affine.shift / affine.scale)", "affine.shift)"),
+    Mutant("split leaves t instead of t/s", PLAN,
+           "_Part(scale, replace(shift, shift=affine.shift / affine.scale))", "_Part(scale, shift)"),
     Mutant("Add behind MatMul forgotten", COMMIT, "        if shift is None:\n", "        if True:\n"),
-    Mutant("modified is always true", SOLVER, "        return rounds > 0\n", "        return True\n"),
-    Mutant("modified is never true", SOLVER, "        return rounds > 0\n", "        return False\n"),
+    Mutant("modified is always true", SOLVER,
+           "        return changed\n\n    def _remove", "        return True\n\n    def _remove"),
+    Mutant("modified is never true", SOLVER,
+           "        return changed\n\n    def _remove", "        return False\n\n    def _remove"),
 )  # fmt: skip

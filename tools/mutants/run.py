@@ -1,6 +1,6 @@
 """Plant one fault at a time in a copy of the repository and show which test sees it.
 
-    python tools/mutants/run.py [--suite folding|operator|all] [--blind] [--only WORD] [--write]
+    python tools/mutants/run.py [--suite folding|carriers|merging|operator|all] [--blind] [--only WORD] [--write]
 
 ``--blind`` takes bnpass's own local check away first, so that the tests stand alone; only folding has one. ``--write``
 brings RESULTS.md up to date: the rows of what was run, and no row of a mutant that is gone.

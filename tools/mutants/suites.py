@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import carrier_table
 import folding_table
+import merging_table
 import operator_table
 from mutant import Mutant
 
@@ -44,6 +45,15 @@ SUITES = {
             ("tests/property/test_fold_properties.py", "tests/unit/test_refusals.py"),
         ),
         carrier_table.BLIND,
+    ),
+    "merging": Suite(
+        "Merging, padding and nodes that change nothing",
+        merging_table.MUTANTS,
+        (
+            ("tests/unit/merging", "tests/golden"),
+            ("tests/museum", "tests/property/test_fold_properties.py"),
+        ),
+        merging_table.BLIND,
     ),
     "operator": Suite(
         "Operators, layers, expansion and collectives",
