@@ -154,11 +154,11 @@ class Grower:
     # --- trees ------------------------------------------------------------------------------------------------
 
     def add_up(self, addends: list[str]) -> str:
-        """Return the sum of values in a random order and grouping."""
+        """Return the sum of values in a random order and grouping, some of them taken away."""
         while len(addends) > 1:
             count = min(len(addends), 3 if chance(self.choices, 25) else 2)
             at = self.choices.below(len(addends) - count + 1)
-            op_type = "Sum" if count == 3 or chance(self.choices, 10) else "Add"
+            op_type = "Sum" if count == 3 else pick(self.choices, ("Add",) * 7 + ("Sub",) * 2 + ("Sum",))
             result = self.node(f"{op_type}({', '.join(addends[at : at + count])})")
             if chance(self.choices, 7) and len(addends) > count:
                 self.outputs.append(result)
