@@ -56,6 +56,14 @@ def test_a_bias_that_is_no_number_is_refused(op_type: str, number: float) -> Non
     assert refusals(built) == {RefusalId.INVALID_STATISTICS}
 
 
+def test_a_c_of_gemm_that_is_nan_for_all_columns_is_refused() -> None:
+    built = model(
+        "g (float[N,2] x) => (float[N,2] y) { t = Mul(x, s) y = Gemm(t, w, c) }",
+        {"s": normal(2), "w": normal(2, 2), "c": np.array(np.nan, np.float32)},
+    )
+    assert refusals(built) == {RefusalId.INVALID_STATISTICS}
+
+
 @pytest.mark.parametrize(("name", "value"), [("alpha", np.nan), ("beta", np.inf)])
 def test_a_gemm_factor_that_is_no_number_is_refused(name: str, value: float) -> None:
     built = model(

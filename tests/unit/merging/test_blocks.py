@@ -379,6 +379,14 @@ def test_gemms_in_a_row(trans: int, bias: str, opset: int) -> None:
     becomes_one(merged_and_right(built), "Gemm")
 
 
+def test_a_gemm_whose_c_is_a_number() -> None:
+    built = model(
+        "g (float[N,4] x) => (float[N,3] y) { t = Gemm(x, w, a) y = Gemm(t, u) }",
+        {"w": normal(4, 9), "a": np.array(0.5, np.float32), "u": normal(9, 3)},
+    )
+    becomes_one(merged_and_right(built), "Gemm")
+
+
 def test_low_rank_update_of_a_gemm() -> None:
     built = model(
         "g (float[N,8] x) => (float[N,8] y) "
