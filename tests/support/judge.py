@@ -198,6 +198,7 @@ def agree(before: ir.Model, after: ir.Model, feeds: Sequence[Feeds]) -> None:
     for draw, feed in enumerate(feeds):
         ref, new = old64.run(feed, names), new64.run(feed, names)
         others = [m.run(feed, names) for m in moved64]
+        others += [old64.run(near, names) for near in _near(feed)]
         for name, dtype in zip(names, types, strict=True):
             _agree_in_float64(f"draw {draw}, {name}", ref[name], new[name], [o[name] for o in others], dtype)
         if sessions[0] is None:
@@ -206,6 +207,18 @@ def agree(before: ir.Model, after: ir.Model, feeds: Sequence[Feeds]) -> None:
         for i, name in enumerate(names):
             verdict = judge(results[0][i], results[1][i], ref[name], [r[i] for r in results[2:]])
             assert verdict.ok, f"draw {draw}, {name}: {verdict.reason}"
+
+
+def _near(feed: Feeds) -> list[Feeds]:
+    """Return inputs of float64 that are off by a rounding: what that is worth, evaluating in float64 is worth too."""
+    if all(x.dtype != np.float64 for x in feed.values()):
+        return []
+    eps = np.finfo(np.float64).eps
+    signs = [np.random.default_rng(seed) for seed in range(3)]
+    return [
+        {n: x * (1 + eps * rng.choice([-1.0, 1.0], x.shape)) if x.dtype == np.float64 else x for n, x in feed.items()}
+        for rng in signs
+    ]
 
 
 def _agree_in_float64(what: str, ref: Array, new: Array, others: Sequence[Array], dtype: ir.DataType | None) -> None:
