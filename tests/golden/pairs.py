@@ -2,8 +2,9 @@
 
 A pair is ``### name``, a remark, the model before, a line ``=>`` and the model after, or ``unchanged``, then one line
 for every node that was kept. Both models are ONNX text without numbers: a value of the header that no node makes is a
-constant, and its numbers are drawn at random (those of ``v…``, the variances, and of ``gamma…`` are positive; integers
-are symmetric around those of ``z…``, the zero points).
+constant, and its numbers are drawn at random (those of ``v…``, the variances, and of ``gamma…`` are positive, those of
+``negative…`` are not, those of ``mixed…`` take turns, and every second one of ``dead…`` is 0; integers are symmetric
+around those of ``z…``, the zero points).
 
 The family ``lowering`` is folded for ONNX Runtime on the CPU, all others for any runtime. Branches are merged in the
 family ``merging`` alone: elsewhere they would hide what affines do.
@@ -32,6 +33,8 @@ from tests.support.judge import Result, fold
 CASES = Path(__file__).parent / "cases"
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 UNCHANGED = "unchanged"
+_SIGNS = {"v": (1,), "gamma": (1,), "negative": (-1,), "mixed": (1, -1), "dead": (0, 1)}
+"""How the names of constants begin whose numbers have these signs, in turns."""
 QUANTIZED = frozenset({
     ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.INT32,
 })  # fmt: skip
@@ -101,7 +104,8 @@ def _numbers(info: onnx.ValueInfoProto) -> NDArray[Any]:
         middle = (low + high) // 2
         drawn = np.full(shape, middle) if info.name.startswith("z") else rng.integers(low, high + 1, shape)
         return np.asarray(drawn).astype(kind.numpy())
-    x = 10 ** rng.uniform(-3, 2, shape) if info.name.startswith(("v", "gamma")) else rng.standard_normal(shape)
+    signs = next((signs for start, signs in _SIGNS.items() if info.name.startswith(start)), None)
+    x = rng.standard_normal(shape) if signs is None else 10 ** rng.uniform(-3, 2, shape) * np.resize(signs, shape)
     return np.asarray(x).astype(ir.DataType(info.type.tensor_type.elem_type).numpy())
 
 

@@ -56,6 +56,20 @@ def test_a_bias_that_is_no_number_is_refused(op_type: str, number: float) -> Non
     assert refusals(built) == {RefusalId.INVALID_STATISTICS}
 
 
+def test_an_affine_whose_scale_would_overflow_the_weights_stays_whole() -> None:
+    built = model(
+        "g (float16[1,2,4,4] x) => (float16[1,3,4,4] y) { t = Conv(x, w) u = Mul(t, s) y = Add(u, k) }",
+        {
+            "w": np.full((3, 2, 1, 1), 8, np.float16),
+            "s": np.full((3, 1, 1), 16384, np.float16),
+            "k": np.full((3, 1, 1), 16384, np.float16),
+        },
+    )
+    fold = FoldBatchNorm(FoldOptions(target="portable"))
+    assert not fold(built).modified
+    assert {kept.refusal for kept in fold.kept} == {RefusalId.WOULD_OVERFLOW}
+
+
 def test_a_c_of_gemm_that_is_nan_for_all_columns_is_refused() -> None:
     built = model(
         "g (float[N,2] x) => (float[N,2] y) { t = Mul(x, s) y = Gemm(t, w, c) }",

@@ -111,8 +111,6 @@ MUTANTS = (
            "        for node, _ in value.uses():\n", "        for node, _ in tuple(value.uses())[:1]:\n"),
     Mutant("a value that others read may become another", REGION,
            "        blocked = blocked_use(value)\n", "        blocked = None\n"),
-    Mutant("a value may change in two ways", REGION,
-           "        if value in self._owed or value in self._wanted:\n", "        if False:\n"),
     Mutant("a weight may owe", REGION, "        if set(owed) - {index}:\n", "        if False:\n"),
     Mutant("a constant branch is forgotten", REGION,
            "                self.region.operands[node, index] = affine\n", ""),

@@ -81,8 +81,6 @@ MUTANTS = (
     Mutant("quantized weights are added up", READER,
            "if isinstance(linear, Refusal) or isinstance(linear.weight, Dequantized):",
            "if isinstance(linear, Refusal):"),
-    Mutant("a shift at the input of a padded op", READER,
-           "if has_bias is None or (fold.into.has_shift and is_padded(window)):", "if has_bias is None:"),
     Mutant("alpha of Gemm forgotten", READER,
            "return (W if gain == 1 else W * kind.type(gain)), bias[here]", "return W, bias[here]"),
     Mutant("a C of many rows is a bias", READER,

@@ -50,7 +50,7 @@ SUITES = {
         "Merging, padding and nodes that change nothing",
         merging_table.MUTANTS,
         (
-            ("tests/unit/merging", "tests/golden"),
+            ("tests/unit/graph", "tests/unit/merging", "tests/golden"),
             ("tests/museum", "tests/property/test_fold_properties.py"),
         ),
         merging_table.BLIND,

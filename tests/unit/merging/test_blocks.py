@@ -182,6 +182,19 @@ def test_dilated_branches_under_a_large_kernel() -> None:
     becomes_one(merged_and_right(built))
 
 
+def test_dilated_branches_between_each_other() -> None:
+    """Taps at -2, 0, 2 and at -1, 1, 3: together they are next to each other."""
+    built = block(
+        "a = Conv<pads=[2,2], dilations=[2]>(x, w) e = Conv<pads=[1,3], dilations=[2]>(x, u) y = Add(a, e)",
+        "2,4,9",
+        {"w": normal(4, 4, 3), "u": normal(4, 4, 3, seed=1)},
+        "2,4,9",
+    )
+    result = merged_and_right(built)
+    becomes_one(result)
+    assert result.ints("y", "kernel_shape") == (6,)
+
+
 def test_yolo_concat_of_rep_convs() -> None:
     names = "ab"
     built = model(
