@@ -42,7 +42,7 @@ SUITES = {
         carrier_table.MUTANTS,
         (
             ("tests/golden",),
-            ("tests/property/test_fold_properties.py", "tests/unit/test_refusals.py"),
+            ("tests/property/test_fold_properties.py", "tests/unit/test_refusals.py", "tests/unit/test_odd_places.py"),
         ),
         carrier_table.BLIND,
     ),
