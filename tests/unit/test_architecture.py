@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "model_io": {"errors"},
     "runtime": {"errors"},
     "verification": {"model_io", "ops", "runtime", "semantics", "errors"},
-    "exporting": {"collectives", "layers", "ops", "semantics", "errors", "verification"},
+    "exporting": {"collectives", "graph", "layers", "ops", "semantics", "errors", "verification"},
     "census": set(),
     "comparison": {"errors", "graph", "model_io"},
     "passes": {"collectives", "expansion", "folding", "graph", "ops"},
