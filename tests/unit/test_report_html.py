@@ -108,6 +108,7 @@ def named(name: str) -> str:
         FoldOptions(only=(name,)),
         tuple(Folded((name, name), into, side, (name,)) for side in ("output", "input", "joined")
               for into in ((name,), ())),
+        idle=(name, name),
     ).to_html()  # fmt: skip
 
 
@@ -201,6 +202,14 @@ def test_a_long_run_is_counted() -> None:
     text = page_of(kept=(), folded=(Folded(nodes, nodes[:1], "joined", ()),)).text
     assert "mul1 98 more affine mul0 joined" in text
     assert "mul19 and 80 more joined in mul0" in text
+
+
+def test_nodes_that_changed_nothing_are_counted_and_named() -> None:
+    page = page_of(kept=(), folded=(), idle=tuple(f"reshape{i}" for i in range(40)))
+    assert "40 nodes that changed nothing removed" in page.text
+    assert "other nodes that changed no value 40" in page.text
+    assert "reshape19 and 20 more changed no value and are gone" in page.text
+    assert "reshape changed no value and is gone" in page_of(kept=(), folded=(), idle=("reshape",)).text
 
 
 def test_the_errors_of_the_outputs() -> None:

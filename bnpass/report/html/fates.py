@@ -21,6 +21,7 @@ _SIDES = {
 }
 _MERGED = {"parallel": "branches of a sum, merged", "sequential": "chains, merged", "padding": "padding, merged"}
 _NOWHERE = "gone: it changed no value"
+_IDLE = "other nodes that changed no value"
 _STEPS = {
     "training": ("statistics", "normalization"),
     "inference": ("normalization",),
@@ -38,10 +39,12 @@ class Fate:
     Attributes:
         sentence: It in words.
         drawn: It as a picture.
+        count: How many of those that a group counts.
     """
 
     sentence: Element
     drawn: Element
+    count: int = 1
 
 
 @dataclass
@@ -82,8 +85,9 @@ def _fates(report: Report | ExportReport) -> Iterator[tuple[Group, Fate]]:
             yield Group(_MERGED[merged.kind], "gone"), _merged(merged)
         for folded in report.folded:
             yield Group(_SIDES[folded.side] if folded.into else _NOWHERE, "gone"), _folded(folded)
-        for node in report.idle:
-            yield Group(_NOWHERE, "gone"), _nowhere((node,), [Box(node, "idle", "gone")])
+        if report.idle:
+            idle = [Box(node, "idle", "gone") for node in report.idle]
+            yield Group(_IDLE, "gone"), _nowhere(report.idle, idle, len(idle))
     elif isinstance(report, ExpandReport):
         for expanded in report.expanded:
             yield Group(f"{expanded.kind}, written out", "gone"), _expanded(expanded)
@@ -103,9 +107,10 @@ def _folded(folded: Folded) -> Fate:
     return Fate(sentence, picture(gone, into, "right", folded.side, told))
 
 
-def _nowhere(nodes: tuple[str, ...], gone: list[Box]) -> Fate:
+def _nowhere(nodes: tuple[str, ...], gone: list[Box], count: int = 1) -> Fate:
     drawn = picture(gone, [], "right", "", f"{_told(nodes)} changed no value")
-    return Fate(el("p", *_names(nodes), " changed no value and is gone"), drawn)
+    told = " changed no value and is gone" if len(nodes) == 1 else " changed no value and are gone"
+    return Fate(el("p", *_names(nodes), told), drawn, count)
 
 
 def _merged(merged: Merged) -> Fate:

@@ -150,7 +150,7 @@ def _fates(groups: list[Group]) -> Iterator[Element]:
             row = _row(fate, drawn=drawn < DRAWN)
             length = len(serialized(row).encode())
             if spent + length > BUDGET:
-                left_out += len(group.fates) - len(rows)
+                left_out += sum(left.count for left in group.fates[len(rows) :])
                 break
             spent += length
             drawn += 1
@@ -172,7 +172,7 @@ def _row(fate: Fate, *, drawn: bool) -> Element:
 
 
 def _group(group: Group, rows: list[Element]) -> Element:
-    number = len(group.fates)
+    number = sum(fate.count for fate in group.fates)
     chip = el("span", group.code, class_="chip kept") if group.code else el("span", "done", class_="chip done")
     summary = el("summary", chip, f" {group.title}", el("span", f"{number:,}", class_="count"))
     is_open = {"open": "open"} if number <= _OPEN else {}
