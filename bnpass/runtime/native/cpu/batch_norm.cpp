@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/cache.h"
 #include "cpu/cut.h"
 #include "cpu/kernels.h"
 #include "cpu/sweep.h"
@@ -24,13 +25,15 @@
 namespace bnpass::cpu {
 namespace {
 
-/// Outputs above this are written past the caches, if the stretches are long: a cache line must be written as a whole.
-/// Both were measured: with 12.8 MB streaming is 20 to 30 % faster, with runs of 784 bytes it is as much slower.
-constexpr size_t streamed_from = size_t{4} << 20;
+/// Outputs are written past the caches if the tensors of a sweep do not fit into the last one together, and if the
+/// stretches are long, for a cache line must be written as a whole. Measured with a cache of 32 MB: of 39 MB streaming is
+/// 20 % faster, of 26 MB, or with stretches of 784 bytes, as much slower.
 constexpr size_t streamed_stretch = 4096;
 
-bool is_streamed(const Cut& cut, size_t bytes) {
-  return cut.view.size() * bytes > streamed_from && (cut.by_rows || cut.length * bytes >= streamed_stretch);
+/// tensors: of the sweep, read and written, of so many bytes per element.
+bool is_streamed(const Cut& cut, size_t bytes, size_t tensors) {
+  const size_t stretch = cut.parts == 1 ? cut.block * cut.view.inner : cut.length;
+  return cut.view.size() * bytes * tensors > last_level_cache() && (cut.by_rows || stretch * bytes >= streamed_stretch);
 }
 
 /// Memory of this thread for partial sums, kept from call to call.
@@ -77,7 +80,7 @@ struct Job {
       : parallel(p),
         element(type),
         cut(cpu::cut(geometry, size_of(type) * tensors)),
-        sweep{cut, instruction_set().of(type), size_of(type), is_streamed(cut, size_of(type))},
+        sweep{cut, instruction_set().of(type), size_of(type), is_streamed(cut, size_of(type), tensors + 1)},
         count(static_cast<double>(geometry.count())) {}
 
   Job(const Job&) = delete;

@@ -46,7 +46,7 @@ void backward(Parallel& parallel, const Geometry& geometry, Element element, con
 void to_double(Element element, const void* from, double* to, size_t count);
 void from_double(Element element, const double* from, void* to, size_t count);
 
-/// Returns the instruction set that runs here: "avx512", "avx2", "baseline".
+/// Returns the instruction set that runs here: "avx512-pairs", "avx512", "avx2", "baseline".
 const char* instructions();
 
 }  // namespace bnpass::cpu

@@ -60,12 +60,14 @@ void cut_runs(Cut& cut, size_t bytes, size_t wanted) {
   cut.block = std::clamp<size_t>(most, 1, channels_together * divided_up(view.channels * view.groups, wanted));
   cut.block = std::min(cut.block, view.channels);
   cut.blocks = divided_up(view.channels, cut.block);
+  size_t chunks = 1;
   if (cut.tiles() < std::min(wanted, enough_blocks)) {
-    const size_t chunks = divided_up(wanted, cut.tiles());
+    chunks = divided_up(wanted, cut.tiles());
     cut.parts = std::min(divided_up(chunks, cut.rows()), divided_up(view.inner, shortest_run));
-    cut.chunks = std::min(chunks, cut.rows());
   }
   cut.length = divided_up(divided_up(view.inner, cut.parts), shortest_run) * shortest_run;
+  cut.parts = divided_up(view.inner, cut.length);  // none of them empty
+  cut.chunks = std::min(chunks, cut.rows());
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace {
 /// The instruction set of that name, if this processor has it.
 const InstructionSet* find(const char* name) {
 #if defined(__x86_64__)
+  if (std::strcmp(name, "avx512-pairs") == 0 && has_avx512()) return &avx512_pairs_instructions();
   if (std::strcmp(name, "avx512") == 0 && has_avx512()) return &avx512_instructions();
   if (std::strcmp(name, "avx2") == 0 && has_avx2()) return &avx2_instructions();
 #endif
@@ -21,7 +22,7 @@ const InstructionSet* find(const char* name) {
 
 const InstructionSet* choose() {
   const char* wanted = std::getenv("BNPASS_INSTRUCTIONS");
-  for (const char* name : {wanted, "avx512", "avx2"}) {
+  for (const char* name : {wanted, halves_avx512() ? "avx512-pairs" : "avx512", "avx2"}) {
     const InstructionSet* found = name == nullptr ? nullptr : find(name);
     if (found != nullptr) return found;
   }

@@ -1,7 +1,8 @@
 // The inner loops of batch normalization: one table of them per element type and instruction set.
 //
-// A run is n elements of one channel, one behind the other; runs of neighbouring channels follow at a stride. Their
-// sums are kept in lanes, 2·lanes doubles per channel: Σ a in the first half, Σ b in the second.
+// A run is n elements of one channel, one behind the other; runs of neighbouring channels follow at a stride, and if they
+// do so without gaps, n is at least lanes. Their sums are kept in lanes, 2·lanes doubles per channel: Σ a in the first
+// half, Σ b in the second.
 // A row is n columns, which have a shift, a factor and sums each; rows follow at a pitch. Vectors over the columns are
 // readable (and sums writable) up to a multiple of lanes; those of normalize and gradient begin anew behind n.
 // stream: write past the caches; call fence before another thread may look.
@@ -20,11 +21,14 @@ constexpr size_t lanes = 8;
 constexpr size_t max_columns = 512;
 
 struct Kernels {
-  /// a = x − shift, b = (x − shift)², added to sums.
-  void (*run_sums)(const void* X, size_t channels, size_t stride, size_t n, const double* shift, double* sums);
-  /// a = dy, b = dy·(x − mean), added to sums.
+  /// a = x − shift, b = (x − shift)², added to sums, or to nothing.
+  void (*run_sums)(const void* X, size_t channels, size_t stride, size_t n, const double* shift, double* sums,
+                   bool anew);
+  /// a = dy, b = dy·(x − mean), added to sums, or to nothing.
   void (*run_gradient_sums)(const void* dY, const void* X, size_t channels, size_t stride, size_t n, const double* mean,
-                            double* sums);
+                            double* sums, bool anew);
+  /// The sums of all lanes, [channels] each.
+  void (*run_totals)(const double* sums, size_t channels, double* a, double* b);
   /// y = factor·(x − mean) + B.
   void (*run_normalize)(const void* X, size_t channels, size_t stride, size_t n, const double* mean,
                         const double* factor, const double* B, void* Y, bool stream);

@@ -28,6 +28,7 @@
 #endif
 
 #include "cpu/lanes_avx512.h"
+#include "cpu/lanes_avx512_pairs.h"
 // Behind the lanes.
 #include "cpu/kernel_loops.h"
 
@@ -41,6 +42,11 @@ namespace bnpass::cpu {
 
 const InstructionSet& avx512_instructions() {
   static constexpr InstructionSet set = instructions_of<Avx512>("avx512");
+  return set;
+}
+
+const InstructionSet& avx512_pairs_instructions() {
+  static constexpr InstructionSet set = instructions_of<Avx512Pairs, Avx512>("avx512-pairs");
   return set;
 }
 

@@ -13,7 +13,11 @@ struct Avx2 {
   static V zero() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
   static V all(double value) { return {_mm256_set1_pd(value), _mm256_set1_pd(value)}; }
   static V add(V a, V b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
-  static V sub(V a, V b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
+  /// By a unit that multiplies: where another one adds and converts, both are busy. Rounded once, as ever.
+  static V sub(V a, V b) {
+    const __m256d one = _mm256_set1_pd(1);
+    return {_mm256_fmsub_pd(a.low, one, b.low), _mm256_fmsub_pd(a.high, one, b.high)};
+  }
   static V mul(V a, V b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
   static V fma(V a, V b, V c) {
     return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
@@ -21,13 +25,27 @@ struct Avx2 {
   static V minus_product(V c, V a, V b) {
     return {_mm256_fnmadd_pd(a.low, b.low, c.low), _mm256_fnmadd_pd(a.high, b.high, c.high)};
   }
+  /// The first n lanes of a, and the others of b.
+  static V blend(size_t n, V a, V b) {
+    const V of_a = load(mask(n));
+    return {_mm256_blendv_pd(b.low, a.low, of_a.low), _mm256_blendv_pd(b.high, a.high, of_a.high)};
+  }
   static V keep(V a, size_t n) {
     const V kept = load(mask(n));
     return {_mm256_and_pd(a.low, kept.low), _mm256_and_pd(a.high, kept.high)};
   }
 
+  /// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)), as by all instruction sets.
+  static double total(V a) {
+    const __m256d halves = _mm256_add_pd(a.low, a.high);
+    const __m128d quarters = _mm_add_pd(_mm256_castpd256_pd128(halves), _mm256_extractf128_pd(halves, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(quarters, _mm_unpackhi_pd(quarters, quarters)));
+  }
+
   static V load(const double* from) { return {_mm256_loadu_pd(from), _mm256_loadu_pd(from + 4)}; }
-  static V load(const float* from) { return of(_mm256_loadu_ps(from)); }
+  static V load(const float* from) {
+    return {_mm256_cvtps_pd(_mm_loadu_ps(from)), _mm256_cvtps_pd(_mm_loadu_ps(from + 4))};
+  }
   static V load(const Half* from) { return of(_mm256_cvtph_ps(bits(from))); }
   static V load(const BFloat16* from) {
     return of(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits(from)), 16)));
@@ -64,7 +82,7 @@ struct Avx2 {
     std::memcpy(to, whole, n * sizeof(T));
   }
 
- private:
+ protected:
   /// All bits of the first n doubles set, the others 0.
   static const double* mask(size_t n) {
     alignas(32) static constexpr int64_t ones_then_zeros[2 * lanes] = {-1, -1, -1, -1, -1, -1, -1, -1};

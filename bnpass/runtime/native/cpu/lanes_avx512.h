@@ -15,7 +15,16 @@ struct Avx512 {
   static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
   static V minus_product(V c, V a, V b) { return _mm512_fnmadd_pd(a, b, c); }
+  /// The first n lanes of a, and the others of b.
+  static V blend(size_t n, V a, V b) { return _mm512_mask_mov_pd(b, first(n), a); }
   static V keep(V a, size_t n) { return _mm512_maskz_mov_pd(first(n), a); }
+
+  /// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)), as by all instruction sets.
+  static double total(V a) {
+    const __m256d halves = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    const __m128d quarters = _mm_add_pd(_mm256_castpd256_pd128(halves), _mm256_extractf128_pd(halves, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(quarters, _mm_unpackhi_pd(quarters, quarters)));
+  }
 
   static V load(const double* from) { return _mm512_loadu_pd(from); }
   static V load(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }

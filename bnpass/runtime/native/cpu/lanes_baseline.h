@@ -38,9 +38,20 @@ struct Baseline {
   static V minus_product(const V& c, const V& a, const V& b) {
     return with([&](size_t i) { return c.pairs[i] - a.pairs[i] * b.pairs[i]; });
   }
+  /// The first n lanes of a, and the others of b.
+  static V blend(size_t n, const V& a, V b) {
+    for (size_t i = 0; i < n; ++i) b.pairs[i / 2][i % 2] = a.pairs[i / 2][i % 2];
+    return b;
+  }
   static V keep(V a, size_t n) {
     for (size_t i = n; i < lanes; ++i) a.pairs[i / 2][i % 2] = 0;
     return a;
+  }
+
+  /// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)), as by all instruction sets.
+  static double total(const V& a) {
+    const Pair pair = (a.pairs[0] + a.pairs[2]) + (a.pairs[1] + a.pairs[3]);
+    return pair[0] + pair[1];
   }
 
   template <class T>

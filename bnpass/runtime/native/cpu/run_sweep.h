@@ -18,14 +18,16 @@ class RunSweep {
     alignas(64) double values[max_run_channels * 2 * lanes];
   };
 
-  void clear(Lanes& sums) const { std::fill_n(sums.values, tile_.channels * 2 * lanes, 0.0); }
-
-  void gather(const Lanes& sums, double* a, double* b) const {
-    const double* from = sums.values;
-    for (size_t c = 0; c < tile_.channels; ++c, from += 2 * lanes) {
-      a[c] = total(from);
-      b[c] = total(from + lanes);
-    }
+  /// Calls add(element, length, sums, anew) for the runs of the first channel, and writes their totals.
+  template <class F>
+  void sums(const Kernels& kernels, double* a, double* b, const F& add) const {
+    Lanes lanes_of;
+    bool anew = true;
+    forwards([&](size_t first, size_t length) {
+      add(first, length, lanes_of.values, anew);
+      anew = false;
+    });
+    kernels.run_totals(lanes_of.values, tile_.channels, a, b);
   }
 
   /// Calls body(element, length) for the runs of the first channel, from the first to the last.
@@ -40,14 +42,9 @@ class RunSweep {
   }
 
  private:
-  static double total(const double* sums) {
-    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-  }
-
   template <class F>
   void run(size_t row, const F& body) const {
     const size_t inner = cut_.view.inner, before = row % cut_.parts * cut_.length;
-    if (before >= inner) return;
     const size_t first = cut_.start(tile_.group, row / cut_.parts) + tile_.channel * inner;
     body(first + before, std::min(cut_.length, inner - before));
   }

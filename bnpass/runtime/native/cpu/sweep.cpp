@@ -18,13 +18,9 @@ void Sweep::sums(const Tile& tile, const void* X, const double* shift, double* s
     rows.gather(a, sum);
     rows.gather(b, square);
   } else {
-    const RunSweep runs(cut, tile);
-    RunSweep::Lanes totals;
-    runs.clear(totals);
-    runs.forwards([&](size_t first, size_t length) {
-      kernels.run_sums(at(X, first), tile.channels, cut.view.inner, length, shift, totals.values);
+    RunSweep(cut, tile).sums(kernels, sum, square, [&](size_t first, size_t length, double* sums, bool anew) {
+      kernels.run_sums(at(X, first), tile.channels, cut.view.inner, length, shift, sums, anew);
     });
-    runs.gather(totals, sum, square);
   }
 }
 
@@ -42,14 +38,9 @@ void Sweep::gradient_sums(const Tile& tile, const void* dY, const void* X, const
     rows.gather(a, sum_dY);
     rows.gather(b, sum_dYX);
   } else {
-    const RunSweep runs(cut, tile);
-    RunSweep::Lanes totals;
-    runs.clear(totals);
-    runs.forwards([&](size_t first, size_t length) {
-      kernels.run_gradient_sums(at(dY, first), at(X, first), tile.channels, cut.view.inner, length, mean,
-                                totals.values);
+    RunSweep(cut, tile).sums(kernels, sum_dY, sum_dYX, [&](size_t first, size_t length, double* sums, bool anew) {
+      kernels.run_gradient_sums(at(dY, first), at(X, first), tile.channels, cut.view.inner, length, mean, sums, anew);
     });
-    runs.gather(totals, sum_dY, sum_dYX);
   }
 }
 

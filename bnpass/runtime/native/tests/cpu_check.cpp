@@ -14,6 +14,7 @@
 
 #include "core/geometry.h"
 #include "cpu/batch_norm.h"
+#include "cpu/cache.h"
 #include "cpu/kernels.h"
 
 namespace {
@@ -422,6 +423,9 @@ void check_streams(Element element) {
       both([&](void* y, bool stream) { kernels.row_normalize(x.data(), 3, 90, n, m, f, b, y, stream); });
       both([&](void* y, bool s) { kernels.run_gradient(dy.data(), x.data(), 3, 90, n, m, f, b, d, y, s); });
       both([&](void* y, bool s) { kernels.row_gradient(dy.data(), x.data(), 3, 90, n, m, f, b, d, y, s); });
+      if (n < cpu::lanes) continue;  // channels one behind the other
+      both([&](void* y, bool stream) { kernels.run_normalize(x.data(), 3, n, n, m, f, b, y, stream); });
+      both([&](void* y, bool s) { kernels.run_gradient(dy.data(), x.data(), 3, n, n, m, f, b, d, y, s); });
     }
   }
 }
@@ -487,9 +491,9 @@ const std::vector<Geometry>& shapes() {  // samples, groups, per, channels, inne
   return list;
 }
 
-/// Larger than what is written by way of the caches.
+/// Larger than a cache of 1 MiB, so written past it: by rows, by runs of one channel, and of many.
 const std::vector<Geometry>& large_shapes() {
-  static const std::vector<Geometry> list = {{1001, 1, 20, 65, 1}, {3, 1, 1, 2, 250003}};
+  static const std::vector<Geometry> list = {{1001, 1, 20, 65, 1}, {3, 1, 1, 2, 250003}, {13, 1, 1, 67, 1003}};
   return list;
 }
 
@@ -508,6 +512,8 @@ void check_element(const char* set, Element element) {
     check_shape(g, element, ++seed);
   }
   if (element != Element::f32 || std::string(set) == "avx2") return;
+  const size_t cache = cpu::last_level_cache();
+  cpu::assume_last_level_cache(size_t{1} << 20);
   for (const Geometry& g : large_shapes()) {
     at(g);
     bnpass::Serial serial;
@@ -516,14 +522,18 @@ void check_element(const char* set, Element element) {
     const Results r = computed(serial, k, k.scale, 1e6, 0);
     check_numbers(k, r, 1e6);
     expect_same_bits(r, computed(threads, k, k.scale, 1e6, 3), "bits with other threads and another beginning");
+    cpu::assume_last_level_cache(SIZE_MAX);
+    expect_same_bits(r, computed(serial, k, k.scale, 1e6, 0), "bits by way of the caches");
+    cpu::assume_last_level_cache(size_t{1} << 20);
   }
+  cpu::assume_last_level_cache(cache);
 }
 
 }  // namespace
 
 int main() {
   std::string sets;
-  for (const char* set : {"baseline", "avx2", "avx512"}) {
+  for (const char* set : {"baseline", "avx2", "avx512", "avx512-pairs"}) {
     if (!cpu::use_instructions(set)) continue;
     sets += std::string(sets.empty() ? "" : ", ") + cpu::instructions();
     for (const Element element : {Element::f16, Element::bf16, Element::f32, Element::f64}) check_element(set, element);
