@@ -95,8 +95,8 @@ def _tried(
         new = _rewritten(carried, after, scope, shapes)
         reach = max(float(np.abs(a).max(initial=0)) for a in (*before.values(), *after.values()) if a.dtype.kind == "f")
         return all(_same(carried, i, a, b, reach) for i, (a, b) in enumerate(zip(old, new, strict=True)))
-    except (ValueError, IndexError, RuntimeError, TypeError, NotImplementedError):  # a length that does not fit it
-        return None
+    except (ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, MemoryError):
+        return None  # a length that does not fit it, or an argument that is none
 
 
 def _same(carried: Carried, index: int, old: Array, new: Array, reach: float) -> bool:
@@ -155,6 +155,10 @@ def _run(node: ir.Node, given: Mapping[int, Array], scope: Scope, shapes: Shapes
     del proto.input[:], proto.output[:]
     proto.input.extend(names)
     proto.output.extend(f"o{i}" if v.name else "" for i, v in enumerate(node.outputs))
+    if node.op_type == "MaxPool":  # with padding, the reference implementation makes up zeros at the end
+        kept = [a for a in proto.attribute if a.name != "ceil_mode"]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
     kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(given[i].dtype) for i, name in enumerate(names) if name}
     graph = onnx.helper.make_graph(
         [proto], "carrier",

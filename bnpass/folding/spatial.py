@@ -8,7 +8,6 @@ that read data is an outer product of 0/1 masks, one for each axis, so the map c
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -16,12 +15,16 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId, VerificationError
 from bnpass.folding.absorb import Absorption
 from bnpass.folding.linear import refuse
+from bnpass.folding.window import Axis, window_of
 from bnpass.graph.nodes import Scope, described, operand
 from bnpass.graph.shapes import Shapes
 from bnpass.semantics.affine import Array, limits_of, wide
 
 MAP_BYTES = 1 << 20
 """Largest map: it is read with every inference, and kept in the file."""
+
+MAX_IMAGE = 1 << 24
+"""Most numbers, with padding, of the image that the local check runs: a file may claim any."""
 
 _TOLERANCE = 2.0**-40
 _CHECKED = 4
@@ -45,12 +48,19 @@ def spatial_bias(absorption: Absorption, shift: Array, scope: Scope, shapes: Sha
     """
     node, linear = absorption.linear.node, absorption.linear
     image = _image(node, scope, shapes)
-    if image is None:
+    window = window_of(node, linear.weight.shape[2:], image) if image is not None else None
+    if image is None or window is None:
         return refuse(node, "pads with zeros, and the size of its image is not known", RefusalId.PADDING_BLOCKS_SHIFT)
-    axes = _axes(node, linear.weight.shape[2:], image)
-    size = linear.layout.out_channels * math.prod(axis.positions for axis in axes)
+    positions = [axis.outputs(length) for axis, length in zip(window, image, strict=True)]
+    size = linear.layout.out_channels * math.prod(positions)
+    if min(positions) < 1:
+        return refuse(node, f"has a kernel that does not fit into its image {image}")
     if size * linear.weight.dtype.numpy().itemsize > MAP_BYTES:
         return refuse(node, f"pads with zeros, and a map of {size} numbers is too large",
+                      RefusalId.PADDING_BLOCKS_SHIFT)  # fmt: skip
+    padded = math.prod(length + sum(axis.pads) for axis, length in zip(window, image, strict=True))
+    if padded * linear.weight.shape[1] > MAX_IMAGE:
+        return refuse(node, f"pads with zeros, and its image {image} is too large to be tried on numbers",
                       RefusalId.PADDING_BLOCKS_SHIFT)  # fmt: skip
     with linear.weight.reading() as stored:
         weight = stored.astype(wide(stored.dtype))
@@ -59,26 +69,13 @@ def spatial_bias(absorption: Absorption, shift: Array, scope: Scope, shapes: Sha
     t = np.broadcast_to(before, groups * per_in).reshape(groups, 1, per_in, 1)
     taps = (weight.reshape(linear.layout.view) * t).sum(axis=2).reshape(groups * per_out, *weight.shape[2:])
     found = taps
-    for axis in axes:  # the axis of taps that comes first becomes the last one of positions
-        found = np.tensordot(found, axis.mask, axes=([1], [1]))
+    for axis, length in zip(window, image, strict=True):  # taps that come first become the last positions
+        found = np.tensordot(found, _mask(axis, length), axes=([1], [1]))
     _check(node, weight, before, found, image)
-    result = np.asarray(found * absorption.out.scale.reshape(-1, *(1,) * len(axes)))
+    result = np.asarray(found * absorption.out.scale.reshape(-1, *(1,) * len(window)))
     if not (np.abs(result) <= limits_of(linear.weight.dtype.numpy()).max / 2).all():
         return refuse(node, "pads with zeros, and a map behind it would overflow", RefusalId.WOULD_OVERFLOW)
     return result
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of an image under a Conv.
-
-    Attributes:
-        positions: Length of the result.
-        mask: Which taps read data at each position: [positions, taps].
-    """
-
-    positions: int
-    mask: Array
 
 
 def _image(node: ir.Node, scope: Scope, shapes: Shapes) -> list[int] | None:
@@ -89,22 +86,10 @@ def _image(node: ir.Node, scope: Scope, shapes: Shapes) -> list[int] | None:
     return known if dims is not None and len(known) == len(dims) - 2 and known else None
 
 
-def _axes(node: ir.Node, kernel: Sequence[int], image: Sequence[int]) -> list[_Axis]:
-    rank, ints = len(kernel), node.attributes.get_ints
-    strides, dilations = (ints(name, (1,) * rank) for name in ("strides", "dilations"))
-    auto_pad, pads = node.attributes.get_string("auto_pad", "NOTSET"), ints("pads", (0,) * 2 * rank)
-    found = []
-    for axis, (taps, length, stride, dilation) in enumerate(zip(kernel, image, strides, dilations, strict=True)):
-        span = (taps - 1) * dilation + 1
-        positions = math.ceil(length / stride)
-        total = max(0, (positions - 1) * stride + span - length)
-        begin = (total + (auto_pad == "SAME_LOWER")) // 2
-        if auto_pad in ("NOTSET", "VALID"):
-            begin, end = (pads[axis], pads[axis + rank]) if auto_pad == "NOTSET" else (0, 0)
-            positions = (length + begin + end - span) // stride + 1
-        place = np.arange(positions)[:, None] * stride - begin + np.arange(taps) * dilation
-        found.append(_Axis(positions, ((place >= 0) & (place < length)).astype(np.float64)))
-    return found
+def _mask(axis: Axis, length: int) -> Array:
+    """Return which taps read data at each position: [positions, taps]."""
+    place = np.arange(axis.outputs(length))[:, None] * axis.stride + axis.first + np.arange(axis.taps) * axis.step
+    return ((place >= 0) & (place < length)).astype(np.float64)
 
 
 def _check(node: ir.Node, weight: Array, shift: Array, found: Array, image: Sequence[int]) -> None:

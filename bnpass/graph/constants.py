@@ -212,7 +212,14 @@ def _cast(value: ir.Value, node: ir.Node, numbers: Array) -> Constant | Refusal:
 
 
 def rearrange(node: ir.Node, numbers: Array, scope: Scope, depth: int = 0) -> Array | None:
-    """Apply one layout op to an array, as ONNX defines it; None if its arguments are not constant."""
+    """Apply one layout op to an array, as ONNX defines it; None if its arguments are not constant, or do not fit."""
+    try:
+        return _moved(node, numbers, scope, depth)
+    except (ValueError, IndexError, OverflowError):
+        return None
+
+
+def _moved(node: ir.Node, numbers: Array, scope: Scope, depth: int) -> Array | None:
     match node.op_type:
         case "Transpose":
             return np.transpose(numbers, node.attributes.get_ints("perm"))

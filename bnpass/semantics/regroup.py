@@ -5,6 +5,7 @@ of the dimensions agree group by group. Dimensions are ints, names (equal names 
 None (unknown). Equal lengths elsewhere prove nothing and are not looked at.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,6 +85,9 @@ def regroup(array: Array, old: Sequence[Dim], new: Sequence[Dim]) -> Array | Non
             from_dims = [d for a in old_axes if isinstance(d := old[a], int)]
             to_dims = [d for a in new_axes if isinstance(d := new[a], int)]
             if len(from_dims) != len(old_axes) or len(to_dims) != len(new_axes):
+                return None
+            fits = all(n in (1, d) for n, d in zip((array.shape[a] for a in old_axes), from_dims, strict=True))
+            if not fits or math.prod(from_dims) != math.prod(to_dims):  # a file may claim any shape
                 return None
             before += from_dims
             after += to_dims

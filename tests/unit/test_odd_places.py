@@ -139,6 +139,8 @@ def test_lengths_that_do_not_fit_are_no_internal_error(what: str) -> None:
 @pytest.mark.parametrize("attribute", [
     ir.AttrInt64s("dilations", []), ir.AttrInt64s("dilations", [1]), ir.AttrInt64s("pads", [1]),
     ir.AttrFloat32("group", 1.0), ir.Attr("auto_pad", ir.AttributeType.STRING, b"\xff\xfe"),
+    ir.AttrInt64s("strides", [0, 1]), ir.AttrInt64s("dilations", [1, -1]), ir.AttrInt64s("pads", [0, -1, 0, 0]),
+    ir.AttrInt64s("kernel_shape", [3, 3]), ir.AttrInt64s("kernel_shape", [1]),
 ], ids=lambda a: a.name)  # fmt: skip
 def test_attributes_that_make_no_sense_keep_the_node(attribute: ir.Attr) -> None:
     built = model(
@@ -148,6 +150,55 @@ def test_attributes_that_make_no_sense_keep_the_node(attribute: ir.Attr) -> None
     built.graph[0].attributes.add(attribute)
     FoldBatchNorm()(built)
     assert ops(built) == ["Conv", "BatchNormalization"]
+
+
+@pytest.mark.parametrize("attribute", [
+    ir.AttrInt64s("pads", [1, 1, 1, 10**9]), ir.AttrInt64s("dilations", [10**9, 1]), ir.AttrInt64s("dilations", [7, 2]),
+    ir.AttrInt64s("strides", [0, 1]), ir.AttrInt64s("kernel_shape", [1, 1, 3]),
+], ids=lambda a: f"{a.name}={a.value}")  # fmt: skip
+def test_a_padded_convolution_that_claims_anything_keeps_the_shift_before_it(attribute: ir.Attr) -> None:
+    built = model(
+        "g (float[1,3,6,6] x) => (float[1,4,P,Q] y) "
+        "{ t = BatchNormalization(x, s, b, m, v) y = Conv<pads=[1,1,1,1]>(t, w) }",
+        {"w": normal(4, 3, 3, 3), **batch_norm(3)},
+    )
+    built.graph[1].attributes.add(attribute)
+    FoldBatchNorm()(built)
+    assert ops(built)[0] in ("BatchNormalization", "Mul", "Add")
+    assert ops(built)[-1] == "Conv"
+
+
+def test_an_image_that_is_too_large_to_try_keeps_the_shift_before_it() -> None:
+    """The map behind it is small; the image that the local check would run is not."""
+    built = model(
+        "g (float[1,3,40000,40000] x) => (float[1,4,P,Q] y) "
+        "{ t = BatchNormalization(x, s, b, m, v) y = Conv<pads=[1,1,1,1], strides=[20000,20000]>(t, w) }",
+        {"w": normal(4, 3, 3, 3), **batch_norm(3)},
+    )
+    assert refusals(built) == {RefusalId.PADDING_BLOCKS_SHIFT}
+
+
+MISCLAIMS: dict[str, tuple[str, dict[str, Array]]] = {
+    "a slice of unequal arguments": ("t = Slice(x, one, ends, axes) u = BatchNormalization(t, s, b, m, v)",
+                                     {"one": np.array([0]), "ends": np.array([2, 2]), "axes": np.array([2, 3])}),
+    "a reshape to no numbers": ("t = BatchNormalization(x, s, b, m, v) u = Reshape(t, shape)",
+                                {"shape": np.array([0, 7])}),
+    "a squeeze of no axis": ("h = Squeeze(s, far) t = BatchNormalization(x, h, b, m, v) u = Relu(t)",
+                             {"far": np.array([2**62])}),
+    "a block of nothing": ("t = BatchNormalization(x, s, b, m, v) u = SpaceToDepth<blocksize=0>(t)", {}),
+    "a block of everything": ("t = BatchNormalization(x, s, b, m, v) u = SpaceToDepth<blocksize=1000000000>(t)", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISCLAIMS)
+def test_arguments_that_do_not_fit_are_no_internal_error(what: str) -> None:
+    nodes, constants = MISCLAIMS[what]
+    built = model(
+        f"g (float[1,3,4,4] x) => (float[A,B,C,D] y) {{ {nodes} y = Conv(u, w) }}",
+        {"w": CONV[:, :3], **batch_norm(3), **constants},
+    )
+    FoldBatchNorm()(built)
+    assert "BatchNormalization" in ops(built)
 
 
 def test_a_second_fold_finds_nothing_between_two_batched_products() -> None:

@@ -4,7 +4,7 @@ from mutant import Mutant
 
 SUMS = "bnpass/folding/merging/sums.py"
 BRANCH = "bnpass/folding/merging/branch.py"
-WINDOW = "bnpass/folding/merging/window.py"
+WINDOW = "bnpass/folding/window.py"
 READER = "bnpass/folding/merging/reader.py"
 MERGER = "bnpass/folding/merging/merger.py"
 PADDING = "bnpass/folding/merging/padding.py"
@@ -17,7 +17,7 @@ BLIND = (
     Mutant("no check of a merge", CHECK, "        if not ratio <= 1:\n", "        if False:\n"),
     Mutant("no check of lengths", CHECK,
            "if any(old.lengths(run.nodes, here) != form.placed(here)[1] for run in runs):", "if False:"),
-    Mutant("no check of padding", PADDING, "    _check(conv, ends, pads)\n", ""),
+    Mutant("no check of padding", PADDING, "    _check(conv, image, ends, own, pads)\n", ""),
 )  # fmt: skip
 """Applied on request to every mutant: merging then has no local check, and the tests stand alone."""
 
@@ -105,7 +105,7 @@ MUTANTS = (
            "tuple(a + b for a, b in zip((*begins[2:], *behind[2:]), own, strict=True))",
            "tuple(a for a, b in zip((*begins[2:], *behind[2:]), own, strict=True))"),
     Mutant("SAME and a Pad", PADDING,
-           'explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")', "explicit = True"),
+           ' or auto_pad not in ("NOTSET", "VALID"):', ":"),
     Mutant("what a Conv took in before it padded", MERGER,
            "        if absorption.into.has_shift:  # also of the zeros around: the numbers as they stand say it\n",
            "        if False:\n"),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnpass.folding.merging.window import Window, is_padded, is_pointwise, joined, pointwise, taps_of
+from bnpass.folding.window import Window, is_padded, is_pointwise, joined, pointwise, taps_of
 from bnpass.semantics.affine import BLOCK_ELEMENTS, Array, wide
 
 Rows = Callable[[slice], tuple[Array, Array]]

@@ -21,10 +21,10 @@ from bnpass.folding.merging.padding import take_padding
 from bnpass.folding.merging.reader import Reader
 from bnpass.folding.merging.result import Merged, Merging
 from bnpass.folding.merging.sums import Group, Sum, choose, find_sum
-from bnpass.folding.merging.window import attributes_of
 from bnpass.folding.plan import Ledger
 from bnpass.folding.recognize import Site
 from bnpass.folding.rules import conv
+from bnpass.folding.window import attributes_of
 from bnpass.folding.write import Writer
 from bnpass.graph.batch_norm import is_batch_norm
 from bnpass.graph.constants import Constant, find_float

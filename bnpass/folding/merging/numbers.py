@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.merging.branch import Branch
 from bnpass.folding.merging.check import MergeCheck
-from bnpass.folding.merging.window import taps_of
+from bnpass.folding.window import taps_of
 from bnpass.semantics.affine import Array, limits_of, round_once, wide
 
 

@@ -5,6 +5,7 @@
 An average pool that counts padding would be another such reader; none was seen.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,12 +13,16 @@ import onnx
 import onnx_ir as ir
 
 from bnpass.errors import VerificationError
+from bnpass.folding.window import unfit_attribute
 from bnpass.graph.constants import Constant, find
 from bnpass.graph.nodes import Scope, blocked_use, bypass, described, is_standard, operand
 from bnpass.semantics.affine import Array
 
 _VALUE, _AXES = 2, 3
 """Input slots of Pad."""
+
+MAX_IMAGE = 1 << 14
+"""Positions of the image that the check runs: a file may claim any padding and dilation."""
 
 
 def take_padding(conv: ir.Node, scope: Scope, is_selected: Callable[[ir.Node], bool]) -> ir.Node | None:
@@ -37,24 +42,38 @@ def take_padding(conv: ir.Node, scope: Scope, is_selected: Callable[[ir.Node], b
     pad = conv.inputs[0].producer() if conv.inputs[0] is not None else None
     if pad is None or pad.graph is not conv.graph or not is_standard(pad, "Pad") or not is_selected(pad):
         return None
-    ends, rank = _zeros(pad, scope), len(_kernel(conv))
-    own = conv.attributes.get_ints("pads", (0,) * 2 * rank)
-    explicit = conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    if ends is None or not rank or not explicit or len(ends) != 2 * (rank + 2) or len(own) != 2 * rank:
+    source, ends, own, rank = pad.inputs[0], _zeros(pad, scope), _own_pads(conv), len(_kernel(conv))
+    if source is None or ends is None or own is None or len(ends) != 2 * (rank + 2):
         return None
     begins, behind = ends[: rank + 2], ends[rank + 2 :]
     if any((*begins[:2], *behind[:2])) or min(ends) < 0 or blocked_use(pad.outputs[0]) is not None:
         return None
-    if conv.attributes.get_string("auto_pad", "NOTSET") == "VALID":
-        own = (0,) * 2 * rank
     pads = tuple(a + b for a, b in zip((*begins[2:], *behind[2:]), own, strict=True))
-    _check(conv, ends, pads)
+    image = _image(conv)
+    if math.prod(n + pads[a] + pads[a + rank] for a, n in enumerate(image)) > MAX_IMAGE:
+        return None
+    _check(conv, image, ends, own, pads)
     conv.attributes.pop("auto_pad", None)
     conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
-    source = pad.inputs[0]
-    assert source is not None  # noqa: S101  is_standard has seen to it
     bypass(pad, source)
     return pad
+
+
+def _own_pads(conv: ir.Node) -> tuple[int, ...] | None:
+    """Return how a Conv pads; None if that is not said outright, or if its attributes contradict each other."""
+    kernel = _kernel(conv)
+    auto_pad = conv.attributes.get_string("auto_pad", "NOTSET")
+    if not kernel or unfit_attribute(conv, kernel) or auto_pad not in ("NOTSET", "VALID"):
+        return None
+    none = (0,) * 2 * len(kernel)
+    return none if auto_pad == "VALID" else tuple(conv.attributes.get_ints("pads", ())) or none
+
+
+def _image(conv: ir.Node) -> tuple[int, ...]:
+    """Return lengths of a small image in which a Conv has a few positions."""
+    kernel = _kernel(conv)
+    dilations = tuple(conv.attributes.get_ints("dilations", ())) or (1,) * len(kernel)
+    return tuple(d * (k - 1) + 3 for k, d in zip(kernel, dilations, strict=True))
 
 
 def _kernel(conv: ir.Node) -> tuple[int, ...]:
@@ -82,20 +101,16 @@ def _zeros(pad: ir.Node, scope: Scope) -> tuple[int, ...] | None:
     return known.integers() if isinstance(known, Constant) else None
 
 
-def _check(conv: ir.Node, ends: Sequence[int], pads: Sequence[int]) -> None:
-    """Run both on a small image of one channel, with weights of the same kernel."""
+def _check(conv: ir.Node, image: Sequence[int], ends: Sequence[int], own: Sequence[int], pads: Sequence[int]) -> None:
+    """Run both on an image of one channel, with weights of the same kernel."""
     from onnx.reference import ReferenceEvaluator  # most models have no such Pad, and importing it takes a while
 
-    kernel = _kernel(conv)
     kept = [a for a in ir.serde.serialize_node(conv).attribute if a.name not in ("group", "pads", "auto_pad")]
     before, after = (onnx.NodeProto(op_type="Conv", input=[data, "w"], output=["y"]) for data in ("p", "x"))
-    own = tuple(conv.attributes.get_ints("pads", ())) or (0,) * 2 * len(kernel)
     for node, values in ((before, own), (after, pads)):
         node.attribute.extend([*kept, onnx.helper.make_attribute("pads", list(values))])
-    spread = [d * (k - 1) + 3 for k, d in zip(kernel, conv.attributes.get_ints("dilations", (1,) * len(kernel)),
-                                             strict=True)]  # fmt: skip
     rng = np.random.default_rng(0)
-    feeds = {"x": rng.standard_normal((1, 1, *spread)), "w": rng.standard_normal((1, 1, *kernel))}
+    feeds = {"x": rng.standard_normal((1, 1, *image)), "w": rng.standard_normal((1, 1, *_kernel(conv)))}
     padding = onnx.helper.make_node("Pad", ["x"], ["p"], pads=[int(n) for n in ends])
     old, new = (_run(ReferenceEvaluator, nodes, feeds) for nodes in ([padding, before], [after]))
     if old.shape != new.shape or not np.allclose(old, new, rtol=1e-12, atol=1e-12):

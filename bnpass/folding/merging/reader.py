@@ -18,10 +18,10 @@ from bnpass.errors import Refusal
 from bnpass.folding.absorb import Absorption
 from bnpass.folding.linear import Linear
 from bnpass.folding.merging.branch import Branch, Rows, chain, diagonal
-from bnpass.folding.merging.window import is_padded, window_of
 from bnpass.folding.quantized.stored import Dequantized
 from bnpass.folding.recognize import Site, recognize
 from bnpass.folding.rules import conv, gemm
+from bnpass.folding.window import Window, is_padded, window_of
 from bnpass.graph.constants import Constant, find
 from bnpass.graph.nodes import Scope, is_standard, operand
 from bnpass.graph.shapes import Shapes
@@ -32,6 +32,10 @@ MAX_CHAIN = 8
 
 MAX_POOL_TAPS = 1 << 10
 """Largest window of a pool that becomes weights: a file may claim any."""
+
+MAX_STRIDE, MAX_STEP = 1 << 12, 1 << 30
+"""Largest stride, and largest dilation or padding: a file may claim any, the check tries as many lengths as a stride is
+long, and positions have to be integers of 64 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +119,8 @@ class Reader:
             return None
         shape, fold = absorption.linear.weight.shape, absorption.fold
         kernel = shape[2:]
-        window = window_of(node, kernel, self._lengths(node))
-        if window is None or tuple(node.attributes.get_ints("kernel_shape", kernel)) != kernel:
+        window = self._window(node, kernel)
+        if window is None:
             return None
         has_bias = _has_bias(absorption)
         if has_bias is None or (fold.into.has_shift and is_padded(window)):
@@ -137,6 +141,13 @@ class Reader:
         """Return what is known of the lengths of an image."""
         dims = self.shapes.dims(data, self.scope) or ()
         return tuple(d if isinstance(d, int) else None for d in dims[2:])
+
+    def _window(self, node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
+        """Return the window of a Conv or pool; None if it is not known, or reaches farther than the check goes."""
+        window = window_of(node, kernel, self._lengths(node)) if kernel else None
+        if window is None or any(axis.stride > MAX_STRIDE or max(axis.step, *axis.pads) > MAX_STEP for axis in window):
+            return None
+        return window
 
     def _lengths(self, node: ir.Node) -> tuple[int | None, ...]:
         """Return the same for what a node reads, if it matters: a stride leaves positions out."""
@@ -174,7 +185,7 @@ class Reader:
 
     def _pool(self, node: ir.Node) -> Branch | None:
         kernel, data = tuple(node.attributes.get_ints("kernel_shape", ())), operand(node, 0)
-        window = window_of(node, kernel, self._lengths(node)) if kernel and min(kernel) > 0 else None
+        window = self._window(node, kernel)
         if data is None or window is None or math.prod(kernel) > MAX_POOL_TAPS:
             return None
         flag = node.attributes.get_int

@@ -293,6 +293,8 @@ def slice_(step: Step, given: Given) -> Passage | Refusal:
         return not_proved(step, "does not say what it cuts by constants")
     axes = np.arange(len(starts)) if axes is None else axes
     steps = np.ones(len(starts), np.int64) if steps is None else steps
+    if not len(axes) == len(starts) == len(ends) == len(steps):
+        return not_proved(step, "names unequal numbers of axes, starts, ends and steps")
     rank = max(affine.scale.ndim, affine.shift.ndim)
     for axis, start, end, stride in zip(axes, starts, ends, steps, strict=True):
         position = int(axis) % rank if rank else 0

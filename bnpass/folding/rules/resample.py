@@ -28,6 +28,9 @@ from bnpass.folding.rules.carrier import (
 )
 from bnpass.semantics.affine import Affine, Array
 
+MAX_CHANNELS = 1 << 24
+"""Most channels that blocks may become: a file may claim any blocksize."""
+
 _VALUE_IS_INPUT = 11
 """The first opset whose Pad has pads and value as inputs."""
 
@@ -122,6 +125,8 @@ def _rearranged(step: Step, given: Given, *, gathers: bool) -> Passage | Refusal
     if affine.axes != (1,):
         return blocks(step, "moves axes over which the affine varies")
     count = step.node.attributes.get_int("blocksize", 0) ** 2
+    if count < 1 or (not gathers and max(affine.scale.size, affine.shift.size) * count > MAX_CHANNELS):
+        return not_proved(step, "has a blocksize that makes no sense")
     block_axis = 1 if step.node.attributes.get_string("mode", "DCR") == "CRD" else 0
     moved = [_block(array, count, block_axis, gathers=gathers) for array in (affine.scale, affine.shift)]
     scale, shift = moved
@@ -136,7 +141,7 @@ def _block(array: Array, count: int, block_axis: int, *, gathers: bool) -> Array
         return array
     channels = array.reshape(-1)
     if gathers:
-        if count < 1 or channels.size % count:
+        if channels.size % count:
             return None
         shape = (count, -1) if block_axis == 0 else (-1, count)
         blocks_of = np.moveaxis(channels.reshape(shape), block_axis, 0)

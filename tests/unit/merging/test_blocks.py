@@ -142,22 +142,14 @@ def test_fastvit_mixer_as_it_is_spelled() -> None:
     becomes_one(merged_and_right(built))
 
 
-@pytest.mark.parametrize("difference", ["Sub(a, e)", "Sub(e, a)"])
-def test_one_convolution_less_another(difference: str) -> None:
+@pytest.mark.parametrize("other", ["e", "x"], ids=["another one", "its input"])
+@pytest.mark.parametrize("difference", ["Sub(a, {})", "Sub({}, a)"])
+def test_a_convolution_and_what_is_taken_from_it(difference: str, other: str) -> None:
+    second = "e = Conv(x, u, c)" if other == "e" else ""
     built = block(
-        f"a = Conv<pads=[1,1,1,1]>(x, w, c) e = Conv(x, u, c) y = {difference}",
-        "2,6,7,8",
-        {"w": normal(6, 4, 3, 3), "u": normal(6, 4, 1, 1), "c": normal(6)},
-    )
-    becomes_one(merged_and_right(built))
-
-
-@pytest.mark.parametrize("difference", ["Sub(a, x)", "Sub(x, a)"])
-def test_a_convolution_less_its_input(difference: str) -> None:
-    built = block(
-        f"a = Conv<pads=[1,1,1,1]>(x, w, c) y = {difference}",
+        f"a = Conv<pads=[1,1,1,1]>(x, w, c) {second} y = {difference.format(other)}",
         "2,4,7,8",
-        {"w": normal(4, 4, 3, 3), "c": normal(4)},
+        {"w": normal(4, 4, 3, 3), "u": normal(4, 4, 1, 1), "c": normal(4)},
     )
     becomes_one(merged_and_right(built))
 

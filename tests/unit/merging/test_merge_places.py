@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from bnpass.passes import FoldBatchNorm
 from tests.support.build import Array, batch_norm, model, normal, ops
 from tests.support.judge import runs_in_onnx_runtime
 from tests.unit.merging.merged import block, merged, merged_and_right
@@ -153,6 +154,43 @@ def test_many_branches_that_fit_in_pairs_take_linear_time() -> None:
     result = merged(built)
     assert time.perf_counter() - start < 30
     assert ops(result.after).count("Conv") <= count // 2 + 1
+
+
+def test_a_stride_that_a_file_only_claims_costs_nothing() -> None:
+    built = block("a = Conv<strides=[4611686018427387904,1]>(x, p) y = Conv(a, q)", "2,4,7,8", POINTS)
+    start = time.perf_counter()
+    assert merged(built).merged == ()
+    assert time.perf_counter() - start < 5
+
+
+def padded(attributes: str, ends: int, data: str = "x") -> ir.Model:
+    """Fold a Pad of zeros before a Conv with attributes."""
+    built = model(
+        f"g (float[1,4,H,L] x) => (float[1,4,P,Q] y) {{ t = Pad(x, pads) y = Conv{attributes}(t, w) }}",
+        {"w": normal(4, 4, 3, 3), "pads": np.array([0, 0, ends, ends] * 2)},
+    )
+    if not data:
+        built.graph[0].replace_input_with(0, None)
+    FoldBatchNorm()(built)
+    return built
+
+
+@pytest.mark.parametrize("attributes", [
+    "strides=[0,1]", "strides=[2]", "dilations=[2]", "dilations=[0,1]", "dilations=[1000000000,1000000000]",
+    "kernel_shape=[5,5]", "pads=[-1,0,0,0]",
+])  # fmt: skip
+def test_padding_before_a_conv_that_makes_no_sense_stays(attributes: str) -> None:
+    assert ops(padded(f"<{attributes}>", 1)) == ["Pad", "Conv"]
+
+
+def test_padding_that_a_file_only_claims_costs_nothing() -> None:
+    start = time.perf_counter()
+    assert ops(padded("", 10**9)) == ["Pad", "Conv"]
+    assert time.perf_counter() - start < 5
+
+
+def test_a_pad_without_data_stays() -> None:
+    assert ops(padded("", 1, data="")) == ["Pad", "Conv"]
 
 
 def test_windows_that_a_file_only_claims_cost_nothing() -> None:

@@ -13,9 +13,9 @@ from bnpass.errors import VerificationError
 from bnpass.folding.absorb import Absorption
 from bnpass.folding.merging import branch, check, numbers, reader, sums
 from bnpass.folding.merging.merger import merge
-from bnpass.folding.merging.window import Axis
 from bnpass.folding.plan import Ledger
 from bnpass.folding.rules.conv import describe
+from bnpass.folding.window import Axis
 from bnpass.folding.write import Writer
 from bnpass.graph.nodes import scopes
 from bnpass.graph.shapes import Shapes

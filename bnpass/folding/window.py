@@ -44,6 +44,10 @@ class Axis:
         """Padding at the begin and at the end; less than a stride too little reach makes no difference."""
         return -self.first, max(0, self.reach + self.last)
 
+    def outputs(self, length: int) -> int:
+        """Return the number of outputs for an input; less than 1 if the taps do not fit into it."""
+        return (length - 1 + self.reach) // self.stride + 1
+
     @property
     def is_point(self) -> bool:
         """Whether each output reads the input at its own position."""
@@ -53,8 +57,7 @@ class Axis:
         """Return the axis with the smallest reach that gives as many outputs for an input of a known length."""
         if length is None or self.stride == 1:
             return self
-        outputs = (length - 1 + self.reach) // self.stride + 1
-        return replace(self, reach=self.stride * (outputs - 1) - (length - 1))
+        return replace(self, reach=self.stride * (self.outputs(length) - 1) - (length - 1))
 
     def joined(self, other: "Axis") -> "Axis":
         """Return the axis that holds the taps of both; they have one stride and reach."""
@@ -100,15 +103,27 @@ def joined(a: Window, b: Window) -> Window:
     return tuple(x.joined(y) for x, y in zip(a, b, strict=True))
 
 
+def unfit_attribute(node: ir.Node, kernel: Sequence[int]) -> str | None:
+    """Return the name of an attribute of a convolution or pool that does not fit a kernel; None if all do."""
+    rank, ints = len(kernel), node.attributes.get_ints
+    for name, length, least in (("pads", 2 * rank, 0), ("strides", rank, 1), ("dilations", rank, 1)):
+        values = ints(name, (1,) * length)
+        if len(values) != length or min(values, default=1) < least:
+            return name
+    return "kernel_shape" if tuple(ints("kernel_shape", ()) or kernel) != tuple(kernel) else None
+
+
 def window_of(node: ir.Node, kernel: tuple[int, ...], lengths: Sequence[int | None]) -> Window | None:
-    """Return the window of a convolution or pool over an input of these lengths; None if its padding is not known."""
+    """Return the window of a convolution or pool over an input of these lengths.
+
+    Returns:
+        None if its padding is not known, or if its attributes do not fit its kernel.
+    """
     rank = len(kernel)
     ints = node.attributes.get_ints
     pads = tuple(ints("pads", ())) or (0,) * 2 * rank
     strides, dilations = (tuple(ints(name, ())) or (1,) * rank for name in ("strides", "dilations"))
-    if len(pads) != 2 * rank or len(strides) != rank or len(dilations) != rank:
-        return None
-    if min((*kernel, *strides, *dilations), default=1) < 1 or min(pads, default=0) < 0:
+    if unfit_attribute(node, kernel) is not None or min(kernel, default=1) < 1:
         return None
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     axes: list[Axis] = []
