@@ -185,6 +185,8 @@ MISCLAIMS: dict[str, tuple[str, dict[str, Array]]] = {
                                 {"shape": np.array([0, 7])}),
     "a squeeze of no axis": ("h = Squeeze(s, far) t = BatchNormalization(x, h, b, m, v) u = Relu(t)",
                              {"far": np.array([2**62])}),
+    "a mean of no flag": ("t = BatchNormalization(x, s, b, m, v) u = ReduceMean<axes=[2], keepdims=3>(t)", {}),
+    "a mean over an axis twice": ("t = BatchNormalization(x, s, b, m, v) u = ReduceMean<axes=[2, -2]>(t)", {}),
     "a block of nothing": ("t = BatchNormalization(x, s, b, m, v) u = SpaceToDepth<blocksize=0>(t)", {}),
     "a block of everything": ("t = BatchNormalization(x, s, b, m, v) u = SpaceToDepth<blocksize=1000000000>(t)", {}),
 }  # fmt: skip

@@ -106,7 +106,10 @@ def _reduced(step: Step, given: Given) -> Passage | Refusal:
     affine, axes = only(step, given), _axes(step)
     if isinstance(affine, Refusal) or isinstance(axes, Refusal):
         return affine if isinstance(affine, Refusal) else axes  # type: ignore[return-value]
-    keeps = step.node.attributes.get_int("keepdims", 1) == 1
+    flag = step.node.attributes.get_int("keepdims", 1)
+    if flag not in (0, 1) or len(set(axes)) < len(axes):
+        return not_proved(step, "has a keepdims or axes that make no sense")
+    keeps = flag == 1
     if step.direction is Direction.FORWARD or keeps:
         if varies_over(affine, set(axes)):
             return blocks(step, "reduces an axis over which the affine varies")
