@@ -231,8 +231,8 @@ def _moved(node: ir.Node, numbers: Array, scope: Scope, depth: int) -> Array | N
             return _reshape(node, numbers, scope, depth)
         case "Squeeze" | "Unsqueeze":
             axes = integer_argument(node, "axes", scope, depth)
-            if axes is None and node.op_type == "Unsqueeze":
-                return None
+            if axes == () or (axes is None and node.op_type == "Unsqueeze"):
+                return None  # whether no axes are all of length 1, runtimes do not agree
             if node.op_type == "Unsqueeze":
                 return np.expand_dims(numbers, axes or ())
             return np.squeeze(numbers, axes)

@@ -13,6 +13,7 @@ from itertools import islice
 
 import onnx_ir as ir
 
+from bnpass.graph.constants import integer_argument
 from bnpass.graph.nodes import Scope, bypass, is_standard, label, nodes_of
 from bnpass.graph.shapes import Dims, Shapes
 
@@ -25,7 +26,7 @@ def remove_idle(scope: Scope, shapes: Shapes, is_selected: Callable[[ir.Node], b
 
     What may change a shape stays, and so does what gives an output of a graph the value of another or of an input.
     """
-    candidates = [node for node in nodes_of(scope) if is_standard(node, *_KEEP_ORDER) and is_selected(node)]
+    candidates = [node for node in nodes_of(scope) if _keeps_order(node, scope) and is_selected(node)]
     movable = set(candidates)
     for node in candidates:
         same = _same(node, movable, scope, shapes) if node.graph is not None else None
@@ -34,13 +35,31 @@ def remove_idle(scope: Scope, shapes: Shapes, is_selected: Callable[[ir.Node], b
     return [label(node) for node in candidates if node.graph is None]
 
 
+def _keeps_order(node: ir.Node, scope: Scope) -> bool:
+    """Whether a node changes nothing but a shape; whether a Squeeze of no axes does, runtimes do not agree."""
+    return is_standard(node, *_KEEP_ORDER) and (
+        node.op_type != "Squeeze" or integer_argument(node, "axes", scope) != ()
+    )
+
+
 def _same(node: ir.Node, movable: set[ir.Node], scope: Scope, shapes: Shapes) -> ir.Value | None:
     """Return the first value of the chain that ends in a node that is equal to its result."""
     chain = list(islice(_chain(node, movable), _LONGEST_CHAIN))
     if not chain or node.op_type == "Identity":
         return chain[0] if chain else None
     here = shapes.dims(node.outputs[0], scope)
+    if node.op_type == "Reshape" and _contradicts(integer_argument(node, "shape", scope), here):
+        return None
     return next((value for value in reversed(chain) if _are_equal(shapes.dims(value, scope), here)), None)
+
+
+def _contradicts(shape: tuple[int, ...] | None, claimed: Dims | None) -> bool:
+    """Whether a constant shape cannot be the one that a file claims for the result."""
+    if shape is None or claimed is None:
+        return False
+    return len(shape) != len(claimed) or any(
+        n > 0 and isinstance(d, int) and n != d for n, d in zip(shape, claimed, strict=True)
+    )
 
 
 def _chain(node: ir.Node, movable: set[ir.Node]) -> Iterator[ir.Value]:

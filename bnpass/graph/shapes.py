@@ -102,7 +102,7 @@ class Shapes:
             perm = node.attributes.get_ints("perm", tuple(reversed(range(len(data)))))
             return tuple(data[i] for i in perm) if sorted(perm) == list(range(len(data))) else None
         axes = integer_argument(node, "axes", scope)
-        gone = {a % len(data) for a in axes} if axes is not None and data else None
+        gone = {a % len(data) for a in axes} if axes and data else None
         return None if gone is None else tuple(d for i, d in enumerate(data) if i not in gone)
 
     def _infer(self, value: ir.Value, scope: Scope) -> Fact:

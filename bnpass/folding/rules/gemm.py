@@ -68,7 +68,7 @@ def _bias(node: ir.Node, weight: Constant, scope: Scope, channels: int, *, colum
         told = f"has a quantized C of shape {list(value.shape)}, and beta {beta}"
         return Bias(2, refuse(node, told, RefusalId.QUANTIZED_WEIGHT), alpha, beta, column)
     along = value.shape[:1] if column and value.ndim == 2 else () if column else value.shape[-1:]
-    if value.ndim > 2 or any(d not in (1, channels) for d in along):
+    if value.size == 0 or value.ndim > 2 or any(d not in (1, channels) for d in along):
         return refuse(node, f"has a C of shape {list(value.shape)} for {channels} output channels")
     value = np.asarray(value.astype(wide(weight.dtype.numpy())) * beta)  # a number would be no array any more
     return Bias(2, value, alpha, beta, column, stored)

@@ -90,7 +90,7 @@ def squeeze(step: Step, affine: Affine) -> Affine | Refusal:
 
 def _axes_of_one(step: Step, affine: Affine, *, adds: bool) -> Affine | Refusal:
     axes = integer_argument(step.node, "axes", step.scope)
-    if axes is None:
+    if not axes:  # whether none are all of length 1, runtimes do not agree
         return not_proved(step, "does not say its axes by a constant")
     return _each(affine, lambda a: np.expand_dims(a, axes) if adds else np.squeeze(a, axes), step)
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import refuse
@@ -30,6 +31,7 @@ from bnpass.folding.rules.carrier import (
     rank_of,
     varies_over,
 )
+from bnpass.folding.window import unfit_attribute, window_of
 from bnpass.semantics.affine import Affine, Array
 
 _CHANNELS = {0, 1}
@@ -69,7 +71,18 @@ def _of_channels(step: Step, given: Given) -> Affine | Refusal:
         return affine
     if set(affine.axes) - _CHANNELS:
         return blocks(step, "reduces an axis over which the affine varies")
+    if not step.node.op_type.startswith("Global") and _has_an_empty_window(step.node):
+        return not_proved(step, "has a kernel_shape, pads, strides or dilations that make no sense")
     return affine
+
+
+def _has_an_empty_window(node: ir.Node) -> bool:
+    """Whether some window may see padding alone, or attributes do not fit each other: runtimes refuse such a pool."""
+    kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+    if not kernel or min(kernel) < 1 or unfit_attribute(node, kernel) is not None:
+        return True
+    window = window_of(node, kernel, ())  # None for SAME, which pads by less than the kernel
+    return window is not None and any(max(axis.pads) > axis.last - axis.first for axis in window)
 
 
 def reduce_mean(step: Step, given: Given) -> Passage | Refusal:
@@ -128,8 +141,8 @@ def _axes(step: Step) -> Sequence[int] | Refusal:
     """Return the axes that are reduced, counted from the front."""
     rank = rank_of(step, step.node.inputs[0])
     found = argument(step, "axes", 1)
-    if rank is None or (found is None and is_given(step, "axes", 1)):
-        return not_proved(step, "has an input of unknown rank, or axes that are not constant")
+    if rank is None or (found is None and is_given(step, "axes", 1)) or (found is not None and found.ndim != 1):
+        return not_proved(step, "has an input of unknown rank, or axes that are no constant vector")
     if found is None or found.size == 0:
         return [] if step.node.attributes.get_int("noop_with_empty_axes", 0) else range(rank)
     return sorted(int(axis) % rank for axis in found)

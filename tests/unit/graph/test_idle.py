@@ -22,6 +22,19 @@ def test_shapes_that_contradict_each_other_prove_nothing() -> None:
     assert idle(built) == []
 
 
+def test_a_shape_that_an_output_only_claims_proves_nothing() -> None:
+    built = model("g (float[N,4,1,1] x) => (float[N,4,1,1] y) { t = Relu(x) y = Reshape(t, shape) }",
+                  {"shape": np.array([-1, 4, 1])})  # fmt: skip
+    assert idle(built) == []
+
+
+def test_a_squeeze_of_no_axes_may_squeeze_all() -> None:
+    """ONNX Runtime takes it for one without axes."""
+    built = model("g (float[N,4,1,1] x) => (float[N,4] y) { t = Squeeze(x, axes) y = Relu(t) }",
+                  {"axes": np.array([], np.int64)})  # fmt: skip
+    assert idle(built) == []
+
+
 def test_what_is_not_selected_stays_and_hides_what_stands_before_it() -> None:
     text = (
         "g (float[2,4] x) => (float[2,4] y) "
