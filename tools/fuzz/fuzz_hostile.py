@@ -16,12 +16,13 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -65,6 +66,12 @@ ATTRIBUTES = {
 }
 
 PAIRS = [pair for family in families() for pair in pairs(family)]
+
+
+ENDED = "onnx's own inference ended the process"
+"""By an assertion in C++: a Slice behind a window larger than its image."""
+
+Given, Result = TypeVar("Given"), TypeVar("Result")
 
 
 class TooLongError(Exception):
@@ -144,47 +151,71 @@ def _set(value: ir.Value, array: NDArray[np.generic]) -> None:
     value.const_value, value.shape = ir.tensor(array, name=value.name), ir.Shape(array.shape)
 
 
+class EndedError(Exception):
+    """A library in C++ ended the process."""
+
+
 class Apart:
-    """ONNX Runtime in a process of its own, which some nonsense ends."""
+    """Functions in a process of its own, which some nonsense ends."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
-    def outputs(self, model: bytes | None) -> list[NDArray[np.generic]] | None:
-        """Return what it makes of a model; None if it refuses it, or crashes."""
-        if model is None:
-            return None
-        self._pool = self._pool or ProcessPoolExecutor(1, get_context("spawn"))
+    def __call__(self, function: Callable[[Given], Result], given: Given) -> Result:
+        """Call a function.
+
+        Raises:
+            EndedError: It ended the process.
+        """
+        self._pool = self._pool or ProcessPoolExecutor(1, get_context("spawn"), initializer=_limit)
         try:
-            return self._pool.submit(_outputs, model).result()
-        except BrokenProcessPool:
+            return self._pool.submit(function, given).result()
+        except BrokenProcessPool as error:
+            self._pool.shutdown()
             self._pool = None
-            return None
+            raise EndedError from error
 
 
-def judged(number: int, runtime: Apart) -> tuple[str, str]:
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+
+
+def judged(number: int, apart: Apart) -> tuple[str, str]:
     """Fold a case.
 
     Returns:
         What became of it, and what went wrong; empty if nothing did.
     """
-    _, model = hostile(number)
-    before = _bytes(model)
-    target = "portable" if number % 2 else "onnxruntime-cpu"
     try:
-        with _bounded():
-            FoldBatchNorm(FoldOptions(target=target))(model)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what is looked for
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "bnpass" in Path(f.filename).parts]
-        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-        return "raised", f"{type(error).__name__} in {where}"
-    old = runtime.outputs(before)
+        before, after, wrong = apart(folded, number)
+    except EndedError:
+        return ENDED, ""
+    if wrong:
+        return "raised", wrong
+    try:
+        old = apart(outputs, before) if before is not None else None
+    except EndedError:
+        old = None
     if old is None:
         return "no model for ONNX Runtime", ""
-    new = runtime.outputs(_bytes(model))
+    new = apart(outputs, after) if after is not None else None
     if new is None:
         return "ran", "ran before it was folded"
     return "ran", "" if all(_close(a, b) for a, b in zip(old, new, strict=True)) else "gives other numbers"
+
+
+def folded(number: int) -> tuple[bytes | None, bytes | None, str]:
+    """Return a case before and after it was folded, and what was raised."""
+    _, model = hostile(number)
+    before = _bytes(model)
+    try:
+        with _bounded():
+            FoldBatchNorm(FoldOptions(target="portable" if number % 2 else "onnxruntime-cpu"))(model)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is what is looked for
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "bnpass" in Path(f.filename).parts]
+        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        return before, None, f"{type(error).__name__} in {where}"
+    return before, _bytes(model), ""
 
 
 @contextmanager
@@ -207,7 +238,8 @@ def _bytes(model: ir.Model) -> bytes | None:
         return None
 
 
-def _outputs(model: bytes) -> list[NDArray[np.generic]] | None:
+def outputs(model: bytes) -> list[NDArray[np.generic]] | None:
+    """Return what ONNX Runtime makes of a model; None if it refuses it."""
     options = ort.SessionOptions()
     options.graph_optimization_level, options.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 4
     try:
@@ -242,16 +274,15 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="show one case again")
     parser.add_argument("--write", action="store_true", help="write the section of tools/fuzz/RESULTS.md")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     if arguments.case is not None:
         what, model = hostile(arguments.case)
         print(what, model, *judged(arguments.case, Apart()), sep="\n")
         return 0
-    runtime, became = Apart(), Counter[str]()
+    apart, became = Apart(), Counter[str]()
     failing: dict[str, list[int]] = {}
     begun = time.monotonic()
     for number in range(arguments.seed << 32, (arguments.seed << 32) + arguments.cases):
-        what, wrong = judged(number, runtime)
+        what, wrong = judged(number, apart)
         became[what] += 1
         if wrong:
             failing.setdefault(wrong, []).append(number)
