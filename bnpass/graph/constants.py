@@ -195,7 +195,10 @@ def _rearranged(value: ir.Value, node: ir.Node, scope: Scope, depth: int, memo: 
     with found.reading() as numbers:
         if node.op_type == "Cast":
             return _cast(value, node, numbers)
-        target = rearrange(node, numbers, scope, depth + 1)
+        try:
+            target = rearrange(node, numbers, scope, depth + 1)
+        except (ValueError, IndexError, OverflowError):
+            return _not_constant(value, f"{node.op_type} '{label(node)}' has arguments that do not fit")
     if target is None:
         return _not_constant(value, f"{node.op_type} '{label(node)}' has no constant arguments")
     return _of_array(value, found.dtype, target)
@@ -212,14 +215,11 @@ def _cast(value: ir.Value, node: ir.Node, numbers: Array) -> Constant | Refusal:
 
 
 def rearrange(node: ir.Node, numbers: Array, scope: Scope, depth: int = 0) -> Array | None:
-    """Apply one layout op to an array, as ONNX defines it; None if its arguments are not constant, or do not fit."""
-    try:
-        return _moved(node, numbers, scope, depth)
-    except (ValueError, IndexError, OverflowError):
-        return None
+    """Apply one layout op to an array, as ONNX defines it; None if its arguments are not constant.
 
-
-def _moved(node: ir.Node, numbers: Array, scope: Scope, depth: int) -> Array | None:
+    Raises:
+        ValueError, IndexError, OverflowError: They do not fit the array.
+    """
     match node.op_type:
         case "Transpose":
             return np.transpose(numbers, node.attributes.get_ints("perm"))
