@@ -43,6 +43,17 @@ function(bnpass_add_cuda_host_library)
   target_link_options(bnpass_ort_cuda_host PRIVATE ${export_options})
 endfunction()
 
+# Whether nvcc, its host compiler and its headers build for all architectures: an nvcc may be too old for one.
+function(bnpass_try_cuda result)
+  include(CheckSourceCompiles)
+  set(CMAKE_CUDA_ARCHITECTURES ${BNPASS_CUDA_ARCHITECTURES})
+  check_source_compiles(CUDA "
+    #include <cuda_bf16.h>
+    #include <cuda_fp16.h>
+    __global__ void kernel(__nv_bfloat16* x, __half* y) { x[0] = __float2bfloat16(__half2float(y[0])); }
+    int main() { kernel<<<1, 1>>>(nullptr, nullptr); }" ${result})
+endfunction()
+
 if(BNPASS_CUDA_HOST)
   if(NOT BNPASS_CUDA STREQUAL "OFF")
     message(FATAL_ERROR "BNPASS_CUDA_HOST builds the CUDA sources without CUDA: it takes BNPASS_CUDA=OFF")
@@ -57,11 +68,14 @@ elseif(NOT BNPASS_CUDA STREQUAL "OFF")
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
+    bnpass_try_cuda(BNPASS_CUDA_WORKS)
+  endif()
+  if(BNPASS_CUDA_WORKS)
     bnpass_add_cuda_library()
   elseif(BNPASS_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "BNPASS_CUDA=ON, but there is no nvcc that works")
+    message(FATAL_ERROR "BNPASS_CUDA=ON, but there is no nvcc that builds for ${BNPASS_CUDA_ARCHITECTURES}")
   else()
-    message(STATUS "bnpass: no nvcc: libbnpass_ort_cuda.so is not built")
+    message(STATUS "bnpass: no nvcc that builds for ${BNPASS_CUDA_ARCHITECTURES}: libbnpass_ort_cuda.so is not built")
   endif()
 endif()
 
