@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant("ReduceMax lets a negative scale pass", POOL,
            "    if any((affine.scale < 0).any() for affine in given.values()):\n", "    if False:\n"),
     Mutant("axes that a reduction drops are kept", POOL,
-           'keeps = bool(step.node.attributes.get_int("keepdims", 1))', "keeps = True"),
+           "keeps = flag == 1", "keeps = True"),
     Mutant("a reduction over the channels accepted", POOL,
            "        if varies_over(affine, set(axes)):\n", "        if False:\n"),
     Mutant("Pad: the value stays", RESAMPLE, "    if (moved == value).all():\n", "    if True:\n"),
