@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.quantized.stored import Dequantized, Stored, find_bias, find_weight
+from bnpass.folding.window import unfit_attribute
 from bnpass.graph.constants import Constant, find_float
 from bnpass.graph.nodes import Scope, label, operand
 from bnpass.semantics.affine import Array, WeightLayout
@@ -83,6 +84,9 @@ def grouped_weight(node: ir.Node, scope: Scope) -> tuple[Constant, int] | Refusa
     group = node.attributes.get_int("group", 1)
     if len(weight.shape) < 3 or group < 1 or weight.shape[0] % group:
         return refuse(node, f"has a weight of shape {list(weight.shape)} for {group} groups")
+    kernel = list(weight.shape[2:])
+    if (unfit := unfit_attribute(node, kernel)) is not None:
+        return refuse(node, f"has {unfit} and a kernel {kernel} that do not fit each other")
     return weight, group
 
 

@@ -121,8 +121,8 @@ def window_of(node: ir.Node, kernel: tuple[int, ...], lengths: Sequence[int | No
     """
     rank = len(kernel)
     ints = node.attributes.get_ints
-    pads = tuple(ints("pads", ())) or (0,) * 2 * rank
-    strides, dilations = (tuple(ints(name, ())) or (1,) * rank for name in ("strides", "dilations"))
+    pads = ints("pads", (0,) * 2 * rank)
+    strides, dilations = (ints(name, (1,) * rank) for name in ("strides", "dilations"))
     if unfit_attribute(node, kernel) is not None or min(kernel, default=1) < 1:
         return None
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")

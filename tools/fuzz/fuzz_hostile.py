@@ -4,7 +4,8 @@
     python tools/fuzz/fuzz_hostile.py --case 4711                          one case again, with the model printed
 
 Folding must raise nothing, and end soon, in little memory. What ONNX Runtime still runs must give the same numbers, but
-for gross errors only: exactness is for fuzz_fold.py. Case k of seed s is the integer s·2³² + k. Exit code: 1 if a
+for gross errors only: exactness is for fuzz_fold.py. Cases in which onnx's own inference ends the process are counted
+and printed, and fail nothing: bnpass cannot help it. Case k of seed s is the integer s·2³² + k. Exit code: 1 if a
 statement did not hold.
 """
 
@@ -198,7 +199,10 @@ def judged(number: int, apart: Apart) -> tuple[str, str]:
         old = None
     if old is None:
         return "no model for ONNX Runtime", ""
-    new = apart(outputs, after) if after is not None else None
+    try:
+        new = apart(outputs, after) if after is not None else None
+    except EndedError:
+        new = None
     if new is None:
         return "ran", "ran before it was folded"
     return "ran", "" if all(_close(a, b) for a, b in zip(old, new, strict=True)) else "gives other numbers"
@@ -261,10 +265,11 @@ def _drawn(rng: np.random.Generator, given: ort.NodeArg) -> NDArray[np.generic]:
 def _close(old: NDArray[np.generic] | None, new: NDArray[np.generic] | None) -> bool:
     if old is None or new is None or old.shape != new.shape:
         return old is new
-    if old.dtype.kind != "f" or not np.isfinite(old).all():
-        return True  # what is not finite is moved by every rounding
-    reach = float(np.abs(old).max(initial=0))
-    return bool((np.abs(old - new) <= 1e-3 * reach + 1e-4).all())
+    if old.dtype.kind != "f":
+        return bool((old == new).all())
+    finite = np.isfinite(old)  # what is not is moved by every rounding
+    reach = float(np.abs(old[finite]).max(initial=0))
+    return bool((np.abs(old[finite] - new[finite]) <= 1e-3 * reach + 1e-4).all())
 
 
 def main() -> int:
@@ -286,7 +291,8 @@ def main() -> int:
         became[what] += 1
         if wrong:
             failing.setdefault(wrong, []).append(number)
-            print(number, wrong, hostile(number)[0], flush=True)
+        if wrong or what == ENDED:
+            print(number, wrong or what, hostile(number)[0], flush=True)
     rows = [("seed", str(arguments.seed)), ("cases", f"{arguments.cases:,}")]
     rows += [("seconds", f"{time.monotonic() - begun:.0f}"), *((k, f"{n:,}") for k, n in became.most_common())]
     rows += [("failing cases", str(sum(map(len, failing.values()))))]

@@ -66,13 +66,13 @@ def _own_pads(conv: ir.Node) -> tuple[int, ...] | None:
     if not kernel or unfit_attribute(conv, kernel) or auto_pad not in ("NOTSET", "VALID"):
         return None
     none = (0,) * 2 * len(kernel)
-    return none if auto_pad == "VALID" else tuple(conv.attributes.get_ints("pads", ())) or none
+    return none if auto_pad == "VALID" else tuple(conv.attributes.get_ints("pads", none))
 
 
 def _image(conv: ir.Node) -> tuple[int, ...]:
     """Return lengths of a small image in which a Conv has a few positions."""
     kernel = _kernel(conv)
-    dilations = tuple(conv.attributes.get_ints("dilations", ())) or (1,) * len(kernel)
+    dilations = conv.attributes.get_ints("dilations", (1,) * len(kernel))
     return tuple(d * (k - 1) + 3 for k, d in zip(kernel, dilations, strict=True))
 
 

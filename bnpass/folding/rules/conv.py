@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import Linear, channel_bias_of, grouped_weight, refuse
-from bnpass.folding.window import unfit_attribute
 from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout
 
@@ -24,8 +23,6 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         return found
     weight, group = found
     out_channels, in_per_group, *kernel = weight.shape
-    if (unfit := unfit_attribute(node, kernel)) is not None:
-        return refuse(node, f"has {unfit} that do not fit its kernel {kernel}")
     layout = WeightLayout(
         view=(group, out_channels // group, in_per_group, math.prod(kernel)),
         out_axes=(0, 1),

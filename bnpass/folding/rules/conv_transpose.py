@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from bnpass.errors import Refusal, RefusalId
 from bnpass.folding.linear import Linear, channel_bias_of, grouped_weight, refuse
-from bnpass.folding.window import unfit_attribute
 from bnpass.graph.nodes import Scope
 from bnpass.semantics.affine import WeightLayout
 
@@ -26,8 +25,6 @@ def describe(node: ir.Node, scope: Scope) -> Linear | Refusal:
         return found
     weight, group = found
     in_channels, out_per_group, *kernel = weight.shape
-    if (unfit := unfit_attribute(node, kernel)) is not None:
-        return refuse(node, f"has {unfit} that do not fit its kernel {kernel}")
     layout = WeightLayout(
         view=(group, in_channels // group, out_per_group, math.prod(kernel)),
         out_axes=(0, 2),
